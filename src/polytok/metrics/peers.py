@@ -8,6 +8,7 @@ import numpy as np
 import trimesh
 
 from polytok.core.errors import SignalError
+from polytok.metrics.shape import ShapeReference
 from polytok.signals.mesh.clean import decimate, merged
 
 QUANTIZATIONS = (7, 8, 9, 10)
@@ -72,6 +73,28 @@ def draco_candidates(mesh: trimesh.Trimesh, max_bytes: int) -> list[DracoFit]:
         at most one fit per quantization; empty when even the strongest decimation is too large.
     """
     return [fit for bits in QUANTIZATIONS for fit in _fit(merged(mesh), max_bytes, bits)]
+
+
+def draco_fit(
+    mesh: trimesh.Trimesh, max_bytes: int, *, samples: int = 20_000, seed: int = 1
+) -> DracoFit | None:
+    """The best Draco file of at most ``max_bytes``: the quantization with the highest F-scores.
+
+    Args:
+        mesh: the source.
+        max_bytes: size of the whole file.
+        samples: points per mesh for the choice.
+        seed: of those points.
+
+    Returns:
+        None when no decimation of ``mesh`` fits.
+    """
+    fits = draco_candidates(mesh, max_bytes)
+    if len(fits) < 2:
+        return fits[0] if fits else None
+    reference = ShapeReference(mesh, samples=samples, seed=seed, secondary=False)
+    scores = [reference.score(fit.mesh) for fit in fits]
+    return fits[int(np.argmax([s.f_002 + s.f_001 + s.f_0005 for s in scores]))]
 
 
 def _fit(mesh: trimesh.Trimesh, max_bytes: int, bits: int) -> list[DracoFit]:

@@ -1,0 +1,235 @@
+"""Rate and distortion of shapes: polytok against decimation + Draco, retrieval and the ceiling.
+
+    python benchmarks/shape_rate_distortion.py --parts draco,ceiling --splits val,val-unseen
+    python benchmarks/shape_rate_distortion.py --parts report
+
+Rows go to ``benchmarks/results/shape_rd_PART.json``; an interrupted run goes on where it stopped.
+``report`` writes the table and the plot from those files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import _results
+import numpy as np
+import trimesh
+from _results import Item, Results, Row
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from polytok.core.seeding import numpy_rng
+from polytok.metrics import CONVENTIONS, ShapeReference, draco_fit
+from polytok.metrics.shape import sample_surface
+
+SIZES = (64, 128, 256, 512, 1024, 2048, 3990, 4096)
+EFFORTS = (0, 5, 9)
+SEED = 0
+BANK_POINTS = 256
+SHORTLIST = 48
+FINE_POINTS = 4096
+
+
+def draco_rows(item: Item) -> list[Row]:
+    """Decimation + Draco: the best of qp 7..10, each with the least decimation that fits."""
+    mesh = item.mesh()
+    reference = ShapeReference(mesh, seed=SEED, secondary=False)
+    rows = []
+    for size in SIZES:
+        start = time.perf_counter()
+        fit = draco_fit(mesh, size)
+        seconds = time.perf_counter() - start
+        scores = reference.score(fit.mesh if fit else None)
+        rows.append(
+            {
+                **item.row,
+                "faces": len(mesh.faces),
+                "max_bytes": size,
+                "bytes": len(fit.data) if fit else None,
+                "bits": fit.bits if fit else None,
+                "kept_faces": len(fit.mesh.faces) if fit else 0,
+                "seconds": seconds,
+                **scores.as_dict(),
+            }
+        )
+    return rows
+
+
+def ceiling_rows(item: Item, resolutions: tuple[int, ...] = (128, 256)) -> list[Row]:
+    """The source's own solid, extracted at the decode grid: the best score of any field."""
+    from polytok.signals.mesh.extract import extract
+    from polytok.signals.mesh.solid import solidify
+
+    mesh = item.mesh()
+    start = time.perf_counter()
+    solid = solidify(mesh)
+    seconds = time.perf_counter() - start
+    reference = ShapeReference(mesh, sdf=solid.sdf, seed=SEED, secondary=False)
+    low, high = mesh.bounds
+    centre, scale = (low + high) / 2, 1.96 / float((high - low).max())
+
+    def field(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (-scale * solid.sdf(points / scale + centre)).astype(np.float32)
+
+    rows = []
+    for resolution in resolutions:
+        got = extract(field, resolution)
+        back = trimesh.Trimesh(got.vertices / scale + centre, got.faces, process=False)
+        rows.append(
+            {
+                **item.row,
+                "faces": len(mesh.faces),
+                "route": solid.route,
+                "resolution": resolution,
+                "prepare_seconds": seconds,
+                "queries": got.num_queries,
+                **reference.score(back).as_dict(),
+            }
+        )
+    return rows
+
+
+def _normalised(mesh: trimesh.Trimesh, points: int, key: str) -> NDArray[np.float32]:
+    low, high = mesh.bounds
+    vertices = (np.asarray(mesh.vertices) - (low + high) / 2) * (2 / float((high - low).max()))
+    surface = sample_surface(vertices, np.asarray(mesh.faces), points, numpy_rng(SEED, key))
+    return np.zeros((points, 3), np.float32) if surface is None else surface.points.astype("f4")
+
+
+@lru_cache(maxsize=1)
+def bank() -> tuple[list[Item], NDArray[np.float32]]:
+    """Every training shape with a few points on it, centred and with longest side 2."""
+    items = _results.shapes("train")
+    return items, np.stack([_normalised(i.mesh(), BANK_POINTS, i.name) for i in items])
+
+
+def _chamfer(points: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+    there, back = cKDTree(others).query(points)[0], cKDTree(points).query(others)[0]
+    return float(there.mean() + back.mean()) / 2
+
+
+def retrieval_rows(item: Item) -> list[Row]:
+    """The training shape of least Chamfer distance, put into the box of the source: an oracle."""
+    items, clouds = bank()
+    mesh = item.mesh()
+    few = _normalised(mesh, BANK_POINTS, item.name)
+    rough = np.empty(len(items))
+    for i, cloud in enumerate(clouds):
+        squared = (few**2).sum(1)[:, None] - 2 * few @ cloud.T + (cloud**2).sum(1)
+        apart = np.sqrt(np.maximum(squared, 0))
+        rough[i] = apart.min(0).mean() + apart.min(1).mean()
+    fine = _normalised(mesh, FINE_POINTS, item.name)
+    close = np.argsort(rough, kind="stable")[:SHORTLIST]
+    chamfer = [_chamfer(fine, _normalised(items[i].mesh(), FINE_POINTS, "fine")) for i in close]
+    best = items[close[int(np.argmin(chamfer))]]
+    found = best.mesh()
+    low, high = found.bounds
+    start, end = mesh.bounds
+    size = float((end - start).max()) / float((high - low).max())
+    found.vertices = (np.asarray(found.vertices) - (low + high) / 2) * size + (start + end) / 2
+    scores = ShapeReference(mesh, seed=SEED, secondary=False).score(found)
+    return [{**item.row, "faces": len(mesh.faces), "found": best.name, **scores.as_dict()}]
+
+
+@lru_cache(maxsize=1)
+def _codec(name: str) -> Any:
+    import polytok
+
+    return polytok.load(name)
+
+
+def polytok_rows(
+    item: Item, model: str, efforts: tuple[int, ...], resolution: int, codec: Any = None
+) -> list[Row]:
+    """Every prefix of every effort's code: bytes of the whole file, and scores of the mesh."""
+    from polytok.signals.mesh.solid import solidify
+
+    codec = codec or _codec(model)
+    mesh = item.mesh()
+    reference = ShapeReference(mesh, sdf=solidify(mesh).sdf, seed=SEED, secondary=False)
+    rows = []
+    for effort in efforts:
+        start = time.perf_counter()
+        codes = codec.encode(mesh, effort=effort, seed=SEED)
+        encode_seconds = time.perf_counter() - start
+        for levels in range(1, len(codes.indices) + 1):
+            prefix = codes.prefix(levels=levels)
+            start = time.perf_counter()
+            decoded = codec.decode(codes, resolution=resolution, levels=levels)[0]
+            decode_seconds = time.perf_counter() - start
+            rows.append(
+                {
+                    **item.row,
+                    "faces": len(mesh.faces),
+                    "effort": effort,
+                    "levels": levels,
+                    "bytes": len(codec.pack(prefix)),
+                    "encode_seconds": encode_seconds,
+                    "decode_seconds": decode_seconds,
+                    **reference.score(decoded).as_dict(),
+                }
+            )
+    return rows
+
+
+def protocol(part: str, **extra: Any) -> dict[str, Any]:
+    """What the rows of a part mean, for the header of its file."""
+    texts = {
+        "draco": "positions and faces only; fast-simplification, then DracoPy at level 10; for "
+        "each of qp 7..10 the least decimation whose whole file fits; of these the highest sum "
+        "of F on other samples; shapes that cannot be fitted score as empty",
+        "ceiling": "solidify(source), its signed distance extracted by marching cubes",
+        "retrieval": f"nearest of train.zip by Chamfer over {FINE_POINTS} points among the "
+        f"{SHORTLIST} nearest over {BANK_POINTS}; both centred with longest side 2",
+        "polytok": "polytok.load(model).encode / decode; bytes of the whole file",
+    }
+    return {"part": part, "method": texts[part], **extra, "conventions": dict(CONVENTIONS)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--parts", default="draco,retrieval,ceiling,polytok,report")
+    parser.add_argument("--splits", default="val,val-unseen")
+    parser.add_argument("--limit", type=int, help="only the first N shapes of each split")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--model", default="vat-512b-small")
+    parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)))
+    parser.add_argument("--resolution", type=int, default=128, help="decode grid")
+    parser.add_argument("--fresh", action="store_true", help="drop the rows of these parts")
+    args = parser.parse_args(argv)
+    parts = args.parts.split(",")
+    unknown = set(parts) - {"draco", "retrieval", "ceiling", "polytok", "report"}
+    if unknown:
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    efforts = tuple(int(e) for e in args.efforts.split(","))
+    for part in [p for p in parts if p != "report"]:
+        extra: dict[str, Any] = {"model": args.model} if part == "polytok" else {}
+        if part == "polytok":
+            extra |= {"efforts": efforts, "resolution": args.resolution}
+        work: Callable[[Item], list[Row]] = {
+            "draco": draco_rows,
+            "ceiling": ceiling_rows,
+            "retrieval": retrieval_rows,
+            "polytok": partial(
+                polytok_rows, model=args.model, efforts=efforts, resolution=args.resolution
+            ),
+        }[part]
+        name = f"shape_rd_{part}" + (f"_{args.model}" if part == "polytok" else "")
+        results = Results(name, protocol(part, **extra), seed=SEED, fresh=args.fresh)
+        items = [i for s in args.splits.split(",") for i in _results.shapes(s, args.limit)]
+        if part == "retrieval":
+            bank()  # before the processes fork, so that they share it
+        _results.run(items, work, results, processes=args.processes)
+    if "report" in parts:
+        from _report import write_report
+
+        write_report()
+
+
+if __name__ == "__main__":
+    main()
