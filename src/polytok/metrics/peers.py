@@ -57,7 +57,7 @@ def draco_decode(data: bytes) -> trimesh.Trimesh:
 
     try:
         got = DracoPy.decode(data)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, DracoPy.FileTypeException) as error:
         raise SignalError(f"not a Draco mesh: {error}") from error
     return trimesh.Trimesh(got.points, got.faces, process=False)
 

@@ -124,11 +124,10 @@ def nearest_on_mesh(points: Array, surface: Surface) -> Nearest:
 
     vertices = np.ascontiguousarray(surface.vertices)
     faces = surface.faces.astype(np.int32)
-    distance, face, weights = pcu.closest_points_on_mesh(
-        np.ascontiguousarray(points), vertices, faces
-    )
-    # One query comes back without its leading axis.
-    distance, face, weights = *np.atleast_1d(distance, face), np.reshape(weights, (-1, 3))
+    # A single query is misread by the library, hence the doubling.
+    queries = np.repeat(points, 2, axis=0) if len(points) == 1 else points
+    got = pcu.closest_points_on_mesh(np.ascontiguousarray(queries), vertices, faces)
+    distance, face, weights = (part[: len(points)] for part in got)
     corners = vertices[faces[face]]
     # Slivers give weights that are not finite; their first corner is near enough.
     weights = np.where(np.isfinite(weights).all(axis=1, keepdims=True), weights, [1, 0, 0])
@@ -207,7 +206,9 @@ class ShapeReference:
                 self._signed(sdf, points) < 0 for points in (self._cube, self._shell)
             )
 
-    def score(self, prediction: trimesh.Trimesh | None, *, sdf: Signed | None = None) -> ShapeScores:
+    def score(
+        self, prediction: trimesh.Trimesh | None, *, sdf: Signed | None = None
+    ) -> ShapeScores:
         """Score a prediction in the source's units; None or a mesh without area is empty.
 
         Args:
@@ -259,8 +260,10 @@ class ShapeReference:
         rng = numpy_rng(self.seed, "shape-metric", "volume")
         cube = rng.uniform(-CUBE, CUBE, (self.samples, 3))
         away = rng.normal(size=(self.samples, 3))
-        away *= SHELL * np.cbrt(rng.random((self.samples, 1))) / np.linalg.norm(
-            away, axis=1, keepdims=True
+        away *= (
+            SHELL
+            * np.cbrt(rng.random((self.samples, 1)))
+            / np.linalg.norm(away, axis=1, keepdims=True)
         )
         return cube, self.surface.points + away
 

@@ -35,7 +35,9 @@ def test_the_largest_part_stays_whatever_its_share() -> None:
 
 def test_merging_joins_split_vertices_and_keeps_the_surface() -> None:
     box = trimesh.creation.box()
-    soup = trimesh.Trimesh(box.triangles.reshape(-1, 3), np.arange(36).reshape(-1, 3), process=False)
+    soup = trimesh.Trimesh(
+        box.triangles.reshape(-1, 3), np.arange(36).reshape(-1, 3), process=False
+    )
     soup.faces = np.vstack([soup.faces, [[0, 0, 1]]])
     got = merged(soup)
     assert (len(got.vertices), len(got.faces)) == (8, 12)

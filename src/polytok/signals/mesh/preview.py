@@ -339,7 +339,7 @@ def _lit(
     sun = (hits.flat @ key > 0) & scene.open(origins, wide)
     sky, sun = _tile_mean(np.stack([sky, sun.astype(np.float32)]), hits, rows, columns, pixels)
     up = hits.normals[:, 1]
-    facing = np.abs((hits.normals @ camera.axes[2]))
+    facing = np.abs(hits.normals @ camera.axes[2])
     ambient = sky[:, None] * (
         (0.5 + 0.5 * up)[:, None] * np.float32([0.46, 0.50, 0.57])
         + (0.5 - 0.5 * up)[:, None] * np.float32([0.27, 0.25, 0.23])
@@ -373,9 +373,7 @@ def _tile_mean(
     return total / np.maximum(weight, 1)
 
 
-def sheet(
-    rows: Sequence[Sequence[tuple[str, Image]]], *, gap: int = 12, text: int = 18
-) -> Image:
+def sheet(rows: Sequence[Sequence[tuple[str, Image]]], *, gap: int = 12, text: int = 18) -> Image:
     """Lay pictures out in rows, each with a caption of one or more lines below it.
 
     Args:
