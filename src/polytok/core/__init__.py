@@ -1,0 +1,1 @@
+"""Contracts, registry, configuration, errors and files: what every other part stands on."""

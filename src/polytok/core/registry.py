@@ -1,0 +1,86 @@
+"""The registry: a literal table of systems, presets and weights. Importing it imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from polytok.core.errors import UnknownNameError
+
+Kind = Literal["tokenizer", "generator", "reducer", "model", "tool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Trained weights of a preset.
+
+    Args:
+        preset: the preset they belong to.
+        path: folder below ``polytok/weights`` that ships, or a Hugging Face repository id.
+        fingerprint: 4 bytes, hex, that tie a ``.ptk`` file to these weights.
+    """
+
+    preset: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One published method: where its code lives and what it offers."""
+
+    name: str
+    kind: Kind
+    modality: str
+    title: str
+    paper: str
+    target: str
+    presets: tuple[str, ...]
+    default_weights: dict[str, str] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        """Import the system's module."""
+        return importlib.import_module(self.target)
+
+
+SYSTEMS: dict[str, System] = {
+    s.name: s
+    for s in (
+        System(
+            name="vat",
+            kind="tokenizer",
+            modality="shape",
+            title="3D representation in 512-Byte: variational tokenizer",
+            paper="arXiv 2412.02202",
+            target="polytok.systems.shape.vat",
+            presets=(
+                "vat-512b-tiny",
+                "vat-512b-small",
+                "vat-512b",
+                "vat-4kb-small",
+                "vat-4kb",
+            ),
+            default_weights={"vat-512b-small": "vat-512b-small.shapes1"},
+        ),
+    )
+}
+
+WEIGHTS: dict[str, Weights] = {}
+
+
+def preset_names() -> list[str]:
+    """Every preset of every system, sorted."""
+    return sorted(p for s in SYSTEMS.values() for p in s.presets)
+
+
+def system_of(preset: str) -> System:
+    """Return the system that owns a preset.
+
+    Raises:
+        UnknownNameError: no system has it; the nearest name is suggested.
+    """
+    for system in SYSTEMS.values():
+        if preset in system.presets:
+            return system
+    raise UnknownNameError("preset", preset, preset_names())

@@ -1,0 +1,7 @@
+"""Building blocks that know nothing of a modality: attention, transformer blocks, positions."""
+
+from polytok.layers.attention import attend
+from polytok.layers.positions import PLANE_AXES, FourierEmbedding
+from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype
+
+__all__ = ["PLANE_AXES", "Block", "CrossBlock", "FeedForward", "FourierEmbedding", "attend", "compute_dtype"]

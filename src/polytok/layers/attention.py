@@ -1,0 +1,25 @@
+"""Scaled dot-product attention, fused wherever torch can."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Attend over heads with softmax scale 1/sqrt(d).
+
+    Args:
+        q: (B, H, N, d). k, v: (B, H, S, d).
+        mask: bool, broadcastable to (B, H, N, S), True = may attend.
+        bias: float, broadcastable to (B, H, N, S), added to the logits.
+
+    Returns:
+        (B, H, N, d).
+    """
+    if mask is not None and bias is not None:
+        bias = bias.masked_fill(~mask, float("-inf"))
+        mask = None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask if bias is None else bias)

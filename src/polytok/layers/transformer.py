@@ -1,0 +1,87 @@
+"""Pre-LN transformer blocks with QK-norm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polytok.layers.attention import attend
+
+EPS = 1e-6
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix products of ``x`` use: autocast's, else its own.
+
+    Residual streams are kept in it, which halves their memory traffic under autocast.
+    """
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, linear; hidden width is ``ratio`` times ``dim``."""
+
+    def __init__(self, dim: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, ratio * dim)
+        self.down = nn.Linear(ratio * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of (B, N, D) tokens to a context (B, S, D), with LayerNorm on q and k."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.norm_q = nn.LayerNorm(dim // num_heads, eps=EPS)
+        self.norm_k = nn.LayerNorm(dim // num_heads, eps=EPS)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        q = self.to_q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.to_kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        return self.out(attend(q, k, v, mask=mask).transpose(1, 2).flatten(-2))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each behind a LayerNorm and a residual."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim, eps=EPS)
+        self.attention = Attention(dim, num_heads)
+        self.norm_mlp = nn.LayerNorm(dim, eps=EPS)
+        self.mlp = FeedForward(dim)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map (B, N, D) to (B, N, D); ``mask`` (..., N, N) is True where attention is allowed."""
+        y = self.norm_attention(x)
+        x = x + self.attention(y, y, mask=mask)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention from queries to a context, then feed-forward, both pre-LN with residuals."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm_query = nn.LayerNorm(dim, eps=EPS)
+        self.norm_context = nn.LayerNorm(dim, eps=EPS)
+        self.attention = Attention(dim, num_heads)
+        self.norm_mlp = nn.LayerNorm(dim, eps=EPS)
+        self.mlp = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map queries (B, N, D) and context (B, S, D) to (B, N, D)."""
+        x = x + self.attention(self.norm_query(x), self.norm_context(context))
+        return x + self.mlp(self.norm_mlp(x))

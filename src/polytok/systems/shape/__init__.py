@@ -1,0 +1,1 @@
+"""Systems for 3D shapes."""
