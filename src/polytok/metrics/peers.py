@@ -37,7 +37,7 @@ def draco_encode(mesh: trimesh.Trimesh, bits: int) -> bytes:
     """Compress positions and faces with Draco at its strongest level, without metadata."""
     import DracoPy
 
-    return DracoPy.encode(
+    data: bytes = DracoPy.encode(
         np.ascontiguousarray(mesh.vertices, dtype=np.float32),
         np.ascontiguousarray(mesh.faces, dtype=np.uint32),
         quantization_bits=bits,
@@ -45,6 +45,7 @@ def draco_encode(mesh: trimesh.Trimesh, bits: int) -> bytes:
         create_metadata=False,
         preserve_order=False,
     )
+    return data
 
 
 def draco_decode(data: bytes) -> trimesh.Trimesh:

@@ -22,6 +22,10 @@ Colour = tuple[float, float, float]
 CLAY: Colour = (0.47, 0.53, 0.61)
 AMBER: Colour = (0.80, 0.47, 0.20)
 _PAPER: Colour = (0.955, 0.957, 0.962)
+_SKY = np.array([0.46, 0.50, 0.57], dtype=np.float32)
+_GROUND = np.array([0.27, 0.25, 0.23], dtype=np.float32)
+_KEY = np.array([0.95, 0.90, 0.81], dtype=np.float32)
+_KEY_FROM = np.array([-0.55, 0.62, 0.56], dtype=np.float32)
 _INK = (40, 44, 52)
 _FIELD_OF_VIEW = 28.0
 _MARGIN = 1.14
@@ -115,7 +119,7 @@ class _Camera:
         """Picture coordinates (N, 2), x right and y down, in pixels."""
         local = (points - self.eye) @ self.axes.T
         flat = local[:, :2] / np.maximum(-local[:, 2:], 1e-6) / self.tangent
-        return ((flat * [1, -1] + 1) * (pixels / 2)).astype(np.float32)
+        return _single((flat * [1, -1] + 1) * (pixels / 2))
 
     def rays(self, rows: NDArray[np.int64], columns: NDArray[np.int64], pixels: int) -> Array:
         """Unit directions (N, 3) through the centres of pixels."""
@@ -123,7 +127,7 @@ class _Camera:
         y = (1 - (rows + 0.5) / pixels * 2) * self.tangent
         local = np.stack([x, y, np.full(x.shape, -1.0)], axis=1)
         out = local @ self.axes
-        return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
+        return _single(out / np.linalg.norm(out, axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,14 @@ class _Scene:
         return out
 
 
+def _single(values: NDArray[Any]) -> Array:
+    out: Array = values.astype(np.float32)
+    return out
+
+
 def _facing(normals: Array, towards: Array) -> Array:
     away = (normals * towards).sum(axis=1, keepdims=True) > 0
-    return np.where(away, -normals, normals).astype(np.float32)
+    return _single(np.where(away, -normals, normals))
 
 
 def _corner_normals(faces: NDArray[np.int64], cross: Array, unit: Array) -> Array:
@@ -224,13 +233,13 @@ def _hemisphere(normals: Array, u: Array, v: Array) -> Array:
     one = np.stack([1 + sign * normals[:, 0] ** 2 * a, sign * b, -sign * normals[:, 0]], axis=1)
     two = np.stack([b, sign + normals[:, 1] ** 2 * a, -normals[:, 1]], axis=1)
     x, y, z = radius * np.cos(angle), radius * np.sin(angle), np.sqrt(np.maximum(1 - v, 0))
-    return (x[:, None] * one + y[:, None] * two + z[:, None] * normals).astype(np.float32)
+    return _single(x[:, None] * one + y[:, None] * two + z[:, None] * normals)
 
 
 def _unit_points(count: int) -> Array:
     """Evenly spread points (count, 2) in the unit square: the R2 sequence of Roberts 2018."""
     steps = np.arange(1, count + 1)[:, None] * np.array([0.7548776662466927, 0.5698402909980532])
-    return (steps % 1).astype(np.float32)
+    return _single(steps % 1)
 
 
 def _backdrop(pixels: int) -> Array:
@@ -261,7 +270,7 @@ class _FloorShade:
         # Each spot turns the same directions by its own angle, so that no pattern shows.
         turn = np.repeat(_unit_points(_FLOOR_GRID**2)[:, 0], _FLOOR_RAYS)
         u, v = np.tile(_unit_points(_FLOOR_RAYS), (_FLOOR_GRID**2, 1)).T
-        up = np.broadcast_to(np.float32([0, 1, 0]), origins.shape)
+        up = np.broadcast_to(np.array([0, 1, 0], dtype=np.float32), origins.shape)
         is_open = scene.open(origins, _hemisphere(up, u + turn, v))
         light = is_open.reshape(_FLOOR_GRID, _FLOOR_GRID, _FLOOR_RAYS).mean(axis=2)
         # Far from the mesh the shadow fades, so that the edge of the grid does not show.
@@ -283,7 +292,7 @@ class _FloorShade:
         light = map_coordinates(self.light, at.T, order=1, mode="constant", cval=1.0)
         light = np.where(down & (depth > 0), light, 1).reshape(few, few)
         factor = 1 - 0.62 * (1 - zoom(light, pixels / few, order=1, grid_mode=True, mode="nearest"))
-        return np.asarray(factor, dtype=np.float32)
+        return _single(factor)
 
 
 def _blurred(light: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -325,7 +334,8 @@ def _lit(
     neighbours on the same surface then has seen them all.
     """
     origins = hits.points + hits.flat * np.float32(2e-3)
-    key = np.array([-0.55, 0.62, 0.56], dtype=np.float32) @ camera.axes
+    key = _KEY_FROM @ camera.axes
+    key /= np.linalg.norm(key)
     spread = _unit_points(4 * _TILE**2)
     cell = (rows % _TILE) * _TILE + columns % _TILE
     sky = np.zeros(len(rows), dtype=np.float32)
@@ -333,22 +343,19 @@ def _lit(
         u, v = spread[cell + k * _TILE**2].T
         sky += scene.open(origins, _hemisphere(hits.flat, u, v), 1.2) / 4
     u, v = spread[cell].T
-    wide = key / np.linalg.norm(key) + 0.16 * (
-        _hemisphere(np.broadcast_to(key / np.linalg.norm(key), origins.shape), u, v)
-    )
+    wide = key + 0.16 * _hemisphere(np.broadcast_to(key, origins.shape), u, v)
     sun = (hits.flat @ key > 0) & scene.open(origins, wide)
     sky, sun = _tile_mean(np.stack([sky, sun.astype(np.float32)]), hits, rows, columns, pixels)
     up = hits.normals[:, 1]
     facing = np.abs(hits.normals @ camera.axes[2])
     ambient = sky[:, None] * (
-        (0.5 + 0.5 * up)[:, None] * np.float32([0.46, 0.50, 0.57])
-        + (0.5 - 0.5 * up)[:, None] * np.float32([0.27, 0.25, 0.23])
+        (0.5 + 0.5 * up)[:, None] * _SKY + (0.5 - 0.5 * up)[:, None] * _GROUND
     )
     direct = np.maximum(hits.normals @ key, 0) * sun
     head = 0.14 * facing * (0.4 + 0.6 * sky)
     rim = 0.12 * (1 - facing) ** 3 * sky
-    out = ambient + direct[:, None] * np.float32([0.95, 0.90, 0.81]) + (head + rim)[:, None]
-    return out.astype(np.float32)
+    out = ambient + direct[:, None] * _KEY + (head + rim)[:, None]
+    return _single(out)
 
 
 def _tile_mean(
@@ -370,7 +377,7 @@ def _tile_mean(
             use = ((other >= 0) & alike & near).astype(np.float32)
             total += values[:, other] * use
             weight += use
-    return total / np.maximum(weight, 1)
+    return _single(total / np.maximum(weight, 1))
 
 
 def sheet(rows: Sequence[Sequence[tuple[str, Image]]], *, gap: int = 12, text: int = 18) -> Image:
