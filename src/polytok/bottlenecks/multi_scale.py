@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polytok.bottlenecks.codebook import gather_over_ranks, kmeans, nearest, sum_over_ranks
@@ -21,10 +23,13 @@ USAGE_DECAY = 0.99
 DEAD_BELOW = 0.01  # of uniform use
 
 
-def _ticks(count: int) -> Tensor:
-    """Positions in [0, 1] of the refinement layers that scales share (VAR's tick rule)."""
+def _ticks(count: int) -> NDArray[np.float64]:
+    """Positions in [0, 1] of the refinement layers that scales share (VAR's tick rule).
+
+    In float64, because scales that lie half-way between two layers are decided by its rounding.
+    """
     edge = 1 / 3 / count if count == 4 else 1 / 2 / count
-    return torch.linspace(edge, 1 - edge, count)
+    return np.linspace(edge, 1 - edge, count)
 
 
 class Refinement(nn.Module):
@@ -48,7 +53,7 @@ class Refinement(nn.Module):
         self.layers = nn.ModuleList(layers)
         ticks = _ticks(count)
         self.pick = [
-            int((ticks - level / max(1, num_levels - 1)).abs().argmin())
+            int(np.abs(ticks - level / max(1, num_levels - 1)).argmin())
             for level in range(num_levels)
         ]
 

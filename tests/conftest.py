@@ -1,0 +1,32 @@
+"""Settings and fixtures of every test: few threads, fixed seeds, where the real data lies."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Seed the global generators, which only initial weights and tests draw from."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data sets: POLYTOK_DATA, else ``shared/data`` beside the repository."""
+    folder = Path(os.environ.get("POLYTOK_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing; set POLYTOK_DATA to the folder of the data sets")
+    return folder
