@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import _results
@@ -22,6 +22,7 @@ from _results import Item, Results, Row
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from polytok.core.errors import SignalError
 from polytok.core.seeding import numpy_rng
 from polytok.metrics import CONVENTIONS, ShapeReference, draco_fit
 from polytok.metrics.shape import sample_surface
@@ -39,11 +40,15 @@ def draco_rows(item: Item) -> list[Row]:
     mesh = item.mesh()
     reference = ShapeReference(mesh, seed=SEED, secondary=False)
     rows = []
+    score = cache(lambda fit: reference.score(fit.mesh if fit else None))
+    fit = None
     for size in SIZES:
         start = time.perf_counter()
-        fit = draco_fit(mesh, size)
+        found = draco_fit(mesh, size)
         seconds = time.perf_counter() - start
-        scores = reference.score(fit.mesh if fit else None)
+        # A mesh that fits whole is the same file at every larger budget.
+        fit = fit if fit and found and fit.data == found.data else found
+        scores = score(fit)
         rows.append(
             {
                 **item.row,
@@ -159,7 +164,7 @@ def polytok_rows(
         for levels in range(1, len(codes.indices) + 1):
             prefix = codes.prefix(levels=levels)
             start = time.perf_counter()
-            decoded = codec.decode(codes, resolution=resolution, levels=levels)[0]
+            decoded = _decoded(codec, codes, resolution, levels)
             decode_seconds = time.perf_counter() - start
             rows.append(
                 {
@@ -167,13 +172,22 @@ def polytok_rows(
                     "faces": len(mesh.faces),
                     "effort": effort,
                     "levels": levels,
-                    "bytes": len(codec.pack(prefix)),
+                    "bytes": len(codec.pack(prefix)[0]),
                     "encode_seconds": encode_seconds,
                     "decode_seconds": decode_seconds,
                     **reference.score(decoded).as_dict(),
                 }
             )
     return rows
+
+
+def _decoded(codec: Any, codes: Any, resolution: int, levels: int) -> trimesh.Trimesh | None:
+    """The mesh of a prefix, None when it is empty: a short prefix may hold no surface yet."""
+    try:
+        mesh: trimesh.Trimesh = codec.decode(codes, resolution=resolution, levels=levels)[0]
+    except SignalError:
+        return None
+    return mesh
 
 
 def protocol(part: str, **extra: Any) -> dict[str, Any]:

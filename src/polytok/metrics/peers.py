@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import trimesh
 
 from polytok.core.errors import SignalError
 from polytok.metrics.shape import ShapeReference
-from polytok.signals.mesh.clean import decimate, merged
+from polytok.signals.mesh.clean import MIN_FACES, decimate, merged
 
 QUANTIZATIONS = (7, 8, 9, 10)
 """Position bits that :func:`draco_fit` tries."""
 
 _LEVEL = 10
-_STEPS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DracoFit:
     """A Draco file and what it decodes to.
 
@@ -73,7 +74,11 @@ def draco_candidates(mesh: trimesh.Trimesh, max_bytes: int) -> list[DracoFit]:
     Returns:
         at most one fit per quantization; empty when even the strongest decimation is too large.
     """
-    return [fit for bits in QUANTIZATIONS for fit in _fit(merged(mesh), max_bytes, bits)]
+    mesh = merged(mesh)
+    reduced = cache(lambda faces: decimate(mesh, max(faces, MIN_FACES)))
+    return [
+        fit for bits in QUANTIZATIONS for fit in _fit(reduced, len(mesh.faces), max_bytes, bits)
+    ]
 
 
 def draco_fit(
@@ -98,23 +103,24 @@ def draco_fit(
     return fits[int(np.argmax([s.f_002 + s.f_001 + s.f_0005 for s in scores]))]
 
 
-def _fit(mesh: trimesh.Trimesh, max_bytes: int, bits: int) -> list[DracoFit]:
+def _fit(
+    reduced: Callable[[int], trimesh.Trimesh], most: int, max_bytes: int, bits: int
+) -> list[DracoFit]:
     """Bisect over the face budget; a size is not quite monotonic in it, so keep the best seen."""
-    data = draco_encode(mesh, bits)
-    if len(data) <= max_bytes:
-        return [DracoFit(data, draco_decode(data), bits)]
-    best, most = b"", 0
-    low, high = 1, len(mesh.faces)
-    for _ in range(_STEPS):
-        if high - low <= max(1, high // 100):
-            break
-        middle = (low + high) // 2
-        coarse = decimate(mesh, max(middle, 4))
-        data = draco_encode(coarse, bits)
+    best, best_faces = b"", 0
+    low, high = MIN_FACES, most
+    for budget in (most, MIN_FACES):  # all of it fits, or not even the strongest decimation does
+        data = draco_encode(reduced(budget), bits)
         if len(data) <= max_bytes:
-            low = middle
-            if len(coarse.faces) > most:
-                best, most = data, len(coarse.faces)
-        else:
+            best, best_faces = data, len(reduced(budget).faces)
+            break
+    while best and best_faces < most and high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        data = draco_encode(reduced(middle), bits)
+        if len(data) > max_bytes:
             high = middle
+            continue
+        low = middle
+        if len(reduced(middle).faces) > best_faces:
+            best, best_faces = data, len(reduced(middle).faces)
     return [DracoFit(best, draco_decode(best), bits)] if best else []

@@ -13,6 +13,7 @@ FLOATER_SHARE = 0.005
 
 MIN_FACES = 4
 _SWEEPS = 8
+_STALLED = 0.98
 
 
 def clean(
@@ -118,6 +119,6 @@ def decimate(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
         if len(faces) == 0:
             break
         mesh = merged(trimesh.Trimesh(points, faces, process=False))
-        if len(mesh.faces) == before:
+        if len(mesh.faces) > _STALLED * before:
             break
     return mesh
