@@ -17,6 +17,7 @@ QUANTIZATIONS = (7, 8, 9, 10)
 """Position bits that :func:`draco_fit` tries."""
 
 _LEVEL = 10
+_FURTHER = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,21 +107,23 @@ def draco_fit(
 def _fit(
     reduced: Callable[[int], trimesh.Trimesh], most: int, max_bytes: int, bits: int
 ) -> list[DracoFit]:
-    """Bisect over the face budget; a size is not quite monotonic in it, so keep the best seen."""
+    """Bisect over the face budget, then look a little further: sizes are not quite monotonic."""
     best, best_faces = b"", 0
-    low, high = MIN_FACES, most
-    for budget in (most, MIN_FACES):  # all of it fits, or not even the strongest decimation does
-        data = draco_encode(reduced(budget), bits)
-        if len(data) <= max_bytes:
-            best, best_faces = data, len(reduced(budget).faces)
-            break
-    while best and best_faces < most and high - low > max(1, high // 100):
-        middle = (low + high) // 2
-        data = draco_encode(reduced(middle), bits)
-        if len(data) > max_bytes:
-            high = middle
-            continue
-        low = middle
-        if len(reduced(middle).faces) > best_faces:
-            best, best_faces = data, len(reduced(middle).faces)
+
+    def fits(budget: int) -> bool:
+        nonlocal best, best_faces
+        coarse = reduced(budget)
+        data = draco_encode(coarse, bits)
+        if len(data) <= max_bytes and len(coarse.faces) > best_faces:
+            best, best_faces = data, len(coarse.faces)
+        return len(data) <= max_bytes
+
+    # All of it fits, or not even the strongest decimation does.
+    if not fits(most) and fits(MIN_FACES):
+        low, high = MIN_FACES, most
+        while high - low > max(1, high // 100):
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        for budget in range(low + 1, min(low + 1 + _FURTHER, most)):
+            fits(budget)
     return [DracoFit(best, draco_decode(best), bits)] if best else []
