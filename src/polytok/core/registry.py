@@ -84,3 +84,12 @@ def system_of(preset: str) -> System:
         if preset in system.presets:
             return system
     raise UnknownNameError("preset", preset, preset_names())
+
+
+def list_systems(*, kind: Kind | None = None, modality: str | None = None) -> list[str]:
+    """Names of the registered systems, sorted, of one kind or modality if given."""
+    return sorted(
+        s.name
+        for s in SYSTEMS.values()
+        if kind in (None, s.kind) and modality in (None, s.modality)
+    )
