@@ -146,10 +146,10 @@ def _refine(sampler: _Sampler, parent: Floats, cells: Bools, stride: int) -> tup
     no surface crosses that cell.
     """
     side = sampler.side(stride)
-    values = parent
-    for axis in range(3):
-        values = np.repeat(values, 2, axis=axis)
-    values = np.ascontiguousarray(values[:side, :side, :side])
+    values = np.empty((side, side, side), dtype=np.float32)
+    for i, j, k in _OCTANTS:
+        part = values[i::2, j::2, k::2]
+        part[...] = parent[: part.shape[0], : part.shape[1], : part.shape[2]]
     seen = np.zeros(values.shape, dtype=bool)
     fresh = cells
     while fresh.any():
@@ -254,7 +254,7 @@ def _march(values: Floats, resolution: int, bound: float) -> tuple[Floats, Ints]
         # The outer layer is so far outside that the cap lies on the border but for rounding.
         values = np.pad(values, 1, constant_values=-1e6 * max(high, -low))
     # A value of exactly 0 would give triangles without area; outside is as good.
-    values = np.where(values == 0, np.float32(-1e-12 * max(high, -low)), values)
+    values[values == 0] = -1e-12 * max(high, -low)
     vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="ascent")
     vertices = (vertices.astype(np.float64) - is_open) / resolution * 2 * bound - bound
     vertices = np.clip(vertices, -bound, bound).astype(np.float32)
