@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(2)
+# Tests of several folders share stubs and shapes: ``from contracts.stubs import ...``.
+sys.path.append(str(ROOT / "tests"))
 
 
 @pytest.fixture(autouse=True)

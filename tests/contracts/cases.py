@@ -1,0 +1,113 @@
+"""What the contract tests run over: every stub, and every registered tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from contracts.stubs import DIM, STUBS, TOKENS, FieldStub, RaggedStub, SampledStub
+from torch import Tensor
+
+from polytok.core import registry
+from polytok.core.contracts import Batch, Tokenizer
+from polytok.systems.shape.vat import VAT, preset
+
+# How to build a preset of each registered tokenizer; a system without a row fails its tests.
+BUILDERS: dict[str, Callable[[str], Tokenizer]] = {"vat": lambda name: VAT(preset(name))}
+
+PRESETS = [
+    name for s in registry.SYSTEMS.values() if s.kind == "tokenizer" for name in s.presets
+]
+SMALL_PRESETS = [name for name in PRESETS if name.endswith("-tiny")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tokenizer under test.
+
+    Args:
+        build: makes it with fresh random weights. batch: makes a batch of n items.
+        is_sampled: whether a generator changes the code that encode gives.
+    """
+
+    name: str
+    build: Callable[[], Tokenizer]
+    batch: Callable[[int], Batch]
+    is_sampled: bool
+
+
+def build_preset(name: str) -> Tokenizer:
+    """Build a registered preset with random weights."""
+    return BUILDERS[registry.system_of(name).name](name)
+
+
+def shape_batch(count: int, *, points: int = 64, queries: int = 48) -> Batch:
+    """Spheres of several radii off the origin, with true normals and signed distances."""
+    rng = torch.Generator().manual_seed(5)
+    radius = 0.3 + 0.5 * torch.rand(count, 1, generator=rng)
+    shift = 0.1 * torch.randn(count, 1, 3, generator=rng)
+    normals = torch.randn(count, points, 3, generator=rng)
+    normals = normals / normals.norm(dim=-1, keepdim=True)
+    where = torch.rand(count, queries, 3, generator=rng) * 2 - 1
+    return {
+        "points": normals * radius[..., None] + shift,
+        "normals": normals,
+        "queries": where,
+        "sdf": (where - shift).norm(dim=-1) - radius,
+        "near": torch.zeros(count, queries, dtype=torch.bool),
+        "seed": torch.arange(count) + 11,
+        "centre": shift[:, 0],
+        "scale": radius[:, 0],
+    }
+
+
+def stub_batch(count: int) -> Batch:
+    """Rows, a ragged mask over them, and a picture."""
+    rng = torch.Generator().manual_seed(6)
+    lengths = torch.arange(count) % TOKENS + 1
+    return {
+        "rows": torch.randn(count, TOKENS, DIM, generator=rng),
+        "mask": torch.arange(TOKENS) < lengths[:, None],
+        "image": torch.rand(count, 3, 8, 8, generator=rng),
+    }
+
+
+def take(batch: Batch, items: slice) -> Batch:
+    """Some items of a batch."""
+    return {key: value[items] for key, value in batch.items()}
+
+
+def batch_of(modality: str) -> Callable[[int], Batch]:
+    """The batch maker of a modality."""
+    return shape_batch if modality == "shape" else stub_batch
+
+
+CASES = [
+    *(
+        Case(
+            name=stub.__name__,
+            build=stub,
+            batch=shape_batch if stub is FieldStub else stub_batch,
+            is_sampled=stub is SampledStub or stub.__name__ == "LatentsStub",
+        )
+        for stub in STUBS
+    ),
+    *(
+        Case(
+            name=name,
+            build=lambda name=name: build_preset(name),
+            batch=batch_of(registry.system_of(name).modality),
+            is_sampled=True,
+        )
+        for name in SMALL_PRESETS
+    ),
+]
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of everything a state dict holds."""
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+__all__ = ["CASES", "PRESETS", "Case", "RaggedStub", "build_preset", "shape_batch", "state", "take"]
