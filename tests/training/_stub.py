@@ -1,0 +1,79 @@
+"""A stub tokenizer and source that train in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from polytok.core.contracts import (
+    Batch,
+    Bottleneck,
+    BottleneckOutput,
+    Stage,
+    StepContext,
+    StepOutput,
+    Tokenizer,
+)
+from polytok.core.seeding import derive, torch_rng
+
+
+class Counter(Bottleneck):
+    """Passes latents on, and counts its updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, z: Tensor, **_: object) -> BottleneckOutput:
+        return BottleneckOutput(latents=z, stats={"mean": z.mean()})
+
+    def update(self, out: BottleneckOutput) -> None:
+        self.updates += 1
+
+
+class Stub(Tokenizer):
+    """Regresses points to their negatives through noise that each sample's seed draws."""
+
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.norm = nn.Linear(3, dim), nn.LayerNorm(dim)
+        self.bottleneck = Counter()
+        self.decoder, self.unused = nn.Linear(dim, 3), nn.Linear(2, 2)
+        self.is_noisy, self.starts, self.bad_steps = True, 0, ()
+
+    def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
+        self.starts += 1
+        points = torch.cat([b["points"] for b in batches])
+        with torch.no_grad():
+            self.encoder.bias += points.mean()
+
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        out = self.bottleneck(self.norm(self.encoder(batch["points"])))
+        noise = [torch_rng(int(seed)).initial_seed() % 1000 / 1e4 for seed in batch["seed"]]
+        latents = out.latents + self.is_noisy * torch.tensor(noise)[:, None, None]
+        error = (self.decoder(latents.tanh()) + batch["points"]).square().mean()
+        if ctx.step in self.bad_steps:
+            error = error * float("nan")
+        losses = {"rec": error, "size": out.latents.abs().mean(), "idle": error.detach()}
+        return StepOutput(losses=losses, metrics={"rms": error.sqrt()}, bottleneck=out)
+
+
+class Source:
+    """Random points, a pure function of the sample's number."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __len__(self) -> int:
+        return 10
+
+    def sample(self, n: int) -> dict[str, Tensor]:
+        self.seen.append(n)
+        points = torch.randn(5, 3, generator=torch_rng(n))
+        return {"points": points, "seed": torch.tensor(derive(7, n))}
+
+
+STAGE = Stage(name="all", weights={"rec": 1.0, "size": 0.01, "idle": 0.0})
