@@ -31,7 +31,7 @@ Field = Callable[[Floats], Floats]
 BOUND = 1.05
 """Half the side of the cube that decoders look at."""
 
-MAX_RESOLUTION = 1024
+MAX_RESOLUTION = 512
 _MARGIN = 1.25
 _OCTANTS = tuple(product((0, 1), repeat=3))
 
@@ -67,7 +67,7 @@ def extract(
 
     Args:
         field: logits, positive inside; called with at most ``chunk`` points at a time.
-        resolution: cells along a side, 2..1024; grid point i lies at i/resolution*2*bound - bound.
+        resolution: cells along a side, 2..512; grid point i lies at i/resolution*2*bound - bound.
         dense: evaluate every grid point.
         coarse: the first level has at least this many cells along a side (at most twice as many).
         slope: a bound on the field's change per unit length, such as 1 for a distance. It makes
