@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,9 +18,7 @@ sys.path.append(str(ROOT / "tests"))
 
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
-    """Seed the global generators, which only initial weights and tests draw from."""
-    random.seed(0)
-    np.random.seed(0)
+    """Seed torch's global generator, which only initial weights and tests draw from."""
     torch.manual_seed(0)
 
 

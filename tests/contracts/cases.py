@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from contracts.stubs import DIM, STUBS, TOKENS, FieldStub, RaggedStub, SampledStub
 from torch import Tensor
 
+from contracts.stubs import DIM, STUBS, TOKENS, FieldStub, RaggedStub, SampledStub
 from polytok.core import registry
 from polytok.core.contracts import Batch, Tokenizer
 from polytok.systems.shape.vat import VAT, preset
@@ -16,9 +16,7 @@ from polytok.systems.shape.vat import VAT, preset
 # How to build a preset of each registered tokenizer; a system without a row fails its tests.
 BUILDERS: dict[str, Callable[[str], Tokenizer]] = {"vat": lambda name: VAT(preset(name))}
 
-PRESETS = [
-    name for s in registry.SYSTEMS.values() if s.kind == "tokenizer" for name in s.presets
-]
+PRESETS = [name for s in registry.SYSTEMS.values() if s.kind == "tokenizer" for name in s.presets]
 SMALL_PRESETS = [name for name in PRESETS if name.endswith("-tiny")]
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.cases import SMALL_PRESETS, build_preset
 from torch import Tensor, nn
 
+from contracts.cases import SMALL_PRESETS, build_preset
 from polytok.bottlenecks import RESAMPLERS, GaussianBottleneck, MultiScaleVQ
 from polytok.core.contracts import StepContext
 from polytok.layers import Block, CrossBlock, FeedForward, FourierEmbedding

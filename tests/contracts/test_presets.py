@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.cases import BUILDERS, PRESETS, build_preset, shape_batch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from contracts.cases import BUILDERS, PRESETS, build_preset, shape_batch
 from polytok.core import registry
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 import torch
-from contracts.cases import CASES, Case, shape_batch, state, take
 
+from contracts.cases import CASES, Case, shape_batch, state, take
 from polytok.core.contracts import Batch, Codes, StepContext, Tokenizer
 from polytok.core.errors import PolytokError
 
@@ -74,7 +75,7 @@ def test_codes_follow_the_spec(case: Case) -> None:
         assert ids.dtype == torch.int64
         assert ids.shape[0] == ITEMS
         assert level.count in (None, ids.shape[1])
-        assert 0 <= int(ids.min()) and int(ids.max()) < level.vocab
+        assert int(ids.min()) >= 0 and int(ids.max()) < level.vocab
     assert (codes.lengths is not None) == any(level.count is None for level in spec.levels)
     if not spec.is_discrete:
         assert codes.latents is not None
@@ -179,7 +180,7 @@ def test_prefixes_of_levels_decode_and_see_no_later_level(case: Case) -> None:
         latents = model.bottleneck.embed(poisoned, num_levels=count)
         assert torch.equal(latents, model.bottleneck.embed(part.indices))
     assert torch.equal(seen[-1], values(model, model.decode(codes), ITEMS))
-    assert all(not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
 
 
 @cases(has_prefix("tokens"))

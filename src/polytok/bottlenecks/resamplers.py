@@ -118,7 +118,7 @@ class AttentionResampler(ScaleResampler):
         self.slots = slots
         full = slots[-1]
         self.coarse_queries = nn.ParameterList(
-            nn.Parameter(torch.randn(count, dim) * 0.5) for count in slots
+            nn.Parameter(torch.randn(count, dim) * 0.5) for count in slots if count != full
         )
         self.full_queries = nn.Parameter(torch.randn(full, dim) * 0.5)
         self.slot_keys = nn.Parameter(torch.randn(full, dim) * 0.5)

@@ -1,0 +1,101 @@
+"""Nearest codes, k-means and the sums over processes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from polytok.bottlenecks import codebook
+from polytok.bottlenecks.codebook import gather_over_ranks, kmeans, nearest, sum_over_ranks
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 19])
+@pytest.mark.parametrize("shape", [(500, 7), (3, 11, 7), (1, 7)])
+def test_nearest_equals_brute_force_in_chunks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(codebook, "CHUNK", chunk)
+    vectors, codes = torch.randn(shape), torch.randn(33, shape[-1])
+    ids = nearest(vectors, codes)
+    squares = (vectors.double().unsqueeze(-2) - codes.double()).square().sum(-1)
+    assert ids.dtype == torch.int64
+    assert ids.shape == shape[:-1]
+    assert torch.equal(ids, squares.argmin(-1))
+
+
+def test_nearest_at_the_edges() -> None:
+    assert nearest(torch.empty(0, 4, 3), torch.randn(5, 3)).shape == (0, 4)
+    assert nearest(torch.randn(4, 3), torch.randn(1, 3)).tolist() == [0] * 4
+    assert nearest(torch.tensor([[0.2]]), torch.tensor([[0.0], [1.0]])).tolist() == [0]
+    twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [9.0, 9.0]])
+    assert nearest(torch.randn(6, 2) * 0.1, twins).tolist() == [0] * 6
+
+
+def test_nearest_works_in_fp32_whatever_comes_in() -> None:
+    vectors, codes = torch.randn(50, 8), torch.randn(20, 8)
+    half = vectors.bfloat16()
+    assert torch.equal(nearest(half, codes), nearest(half.float(), codes))
+
+
+def test_a_code_is_its_own_nearest() -> None:
+    codes = torch.randn(64, 5)
+    assert torch.equal(nearest(codes, codes), torch.arange(64))
+
+
+def test_kmeans_finds_separated_clusters_exactly() -> None:
+    places = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    points = places.repeat_interleave(50, 0) + 0.1 * torch.randn(200, 2)
+    means = torch.stack([points[i * 50 : (i + 1) * 50].mean(0) for i in range(4)])
+    # Lloyd's algorithm may stop in a local optimum; the best of several starts may not.
+    runs = [kmeans(points, 4, rng=torch.Generator().manual_seed(s)) for s in range(8)]
+    best = min(runs, key=lambda c: float((points - c[nearest(points, c)]).square().sum()))
+    torch.testing.assert_close(best[nearest(means, best)], means, atol=1e-4, rtol=0)
+
+
+def test_kmeans_centres_are_the_means_of_their_points() -> None:
+    points = torch.randn(400, 3)
+    centres = kmeans(points, 8, rng=torch.Generator().manual_seed(0), iterations=100)
+    ids = nearest(points, centres)
+    means = torch.stack([points[ids == k].mean(0) for k in range(8)])
+    torch.testing.assert_close(centres, means, atol=1e-4, rtol=1e-4)
+
+
+def test_kmeans_never_gets_worse_and_repeats_itself() -> None:
+    points = torch.randn(300, 2)
+
+    def error(iterations: int) -> float:
+        rng = torch.Generator().manual_seed(3)
+        centres = kmeans(points, 12, rng=rng, iterations=iterations)
+        return float((points - centres[nearest(points, centres)]).square().sum())
+
+    errors = [error(n) for n in (0, 1, 2, 5, 10)]
+    assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(errors))
+    assert error(10) == errors[-1]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_kmeans_with_fewer_points_than_centres(count: int) -> None:
+    points = torch.randn(count, 4)
+    before = points.clone()
+    centres = kmeans(points, 20, rng=torch.Generator().manual_seed(0))
+    assert centres.shape == (20, 4)
+    assert bool(centres.isfinite().all())
+    assert torch.equal(points, before)
+    # Every point has a centre close to it.
+    reach = (points[:, None] - centres).norm(dim=-1).amin(1)
+    assert float(reach.max()) < 0.2
+
+
+def test_kmeans_leaves_no_centre_empty_where_points_are_many() -> None:
+    points = torch.cat([torch.zeros(500, 2), torch.randn(60, 2) + 5])
+    centres = kmeans(points, 16, rng=torch.Generator().manual_seed(1), iterations=30)
+    used = nearest(points, centres).unique()
+    assert len(used) >= 14
+
+
+def test_a_single_process_neither_sums_nor_gathers() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    assert sum_over_ranks(x) is x
+    assert gather_over_ranks(x) is x
