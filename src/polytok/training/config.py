@@ -23,7 +23,7 @@ class TrainConfig:
         ema_decay: of the averaged weights, which warm up as (1 + n) / (10 + n); 0 = no average.
         save_every, log_every, validate_every: samples between checkpoints, records and
             validations; 0 validates at the end alone.
-        compile: compile the tokenizer with torch.compile.
+        compile: compile the tokenizer's parts with torch.compile.
         device: ``auto`` takes an accelerator when there is one.
         num_workers: processes that prepare samples; 0 = in the training process.
         start_batches: batches a tokenizer's ``start_stage`` may look at.

@@ -43,7 +43,7 @@ class Means:
         """Return the means (n,) in the order of :attr:`names`, and forget the values."""
         means = [torch.stack(v).float().mean() for v in self._values.values()]
         self._values = defaultdict(list)
-        return torch.stack(means)
+        return torch.stack([m.to(means[0].device) for m in means])
 
     @property
     def names(self) -> list[str]:

@@ -122,7 +122,7 @@ class _Run:
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
-            fused=self.device.type in ("cpu", "cuda"),
+            fused=True,
         )
         self.average = (
             WeightAverage(self.parameters, config.ema_decay) if config.ema_decay else None
@@ -130,9 +130,11 @@ class _Run:
         self.means = Means()
         self.step, self.skipped, self.bad_steps, self.entered = 0, 0, 0, -1
         self.objective = _Objective(self.tokenizer, {})
-        self.wrapped: nn.Module = self.objective
+        self.wrapped: nn.Module | None = None
         if config.compile:
-            self.tokenizer.compile()
+            # The parts take tensors alone; a whole step, with its step number, would recompile.
+            for part in self.tokenizer.children():
+                part.compile()
 
     @property
     def samples(self) -> int:
@@ -172,7 +174,7 @@ class _Run:
         steps = range(self.step, self.plan.num_steps)
         if not steps:
             return
-        stop, saved_at = False, self.step
+        stop = False
         for batch in self._batches(steps):
             self._enter_stage(log)
             stop = self._advance(batch, interrupt, log)
@@ -182,14 +184,13 @@ class _Run:
                 self._record(log)
             if is_last or self._passed(self.config.save_every):
                 self._save()
-                saved_at = self.step
             if self.step == self.plan.num_steps or self._passed(self.config.validate_every):
                 self._validate(log)
             if stop:
                 break
         if stop:
             reason = interrupt.reason or "another process asked for it"
-            log.say(f"stopped at step {saved_at:,}, since {reason}; run again to continue")
+            log.say(f"stopped at step {self.step:,}, since {reason}; run again to continue")
 
     def _passed(self, every: int) -> bool:
         """Whether the last step crossed a multiple of ``every`` samples."""
@@ -217,7 +218,7 @@ class _Run:
     def _enter_stage(self, log: RunLog) -> None:
         """Switch to the stage of the next step, if it is not the present one."""
         index = self.plan.index(self.step)
-        if self.wrapped is not self.objective and index == self.entered:
+        if self.wrapped is not None and index == self.entered:
             return
         stage = self.plan.stages[index]
         apply_stage(self.tokenizer, stage, self.parameters)
@@ -227,6 +228,9 @@ class _Run:
             log.say(f"stage {stage.name!r} starts at step {self.step:,}")
         self.entered = index
         self.means = Means()
+        # The hooks of the last stage's wrapper must be gone before the next one sets its own.
+        self.wrapped = None
+        self.accelerator.free_memory()
         self.objective = _Objective(self.tokenizer, stage.weights)
         self.wrapped = self.accelerator.prepare_model(self.objective)
 
@@ -246,15 +250,16 @@ class _Run:
     def _advance(self, batch: Batch, interrupt: Interrupt, log: RunLog) -> bool:
         """Do one step and count it; returns whether the run should stop after it."""
         stage = self.plan.index(self.step)
-        rates = self._set_rates(stage)
+        rate = self._set_rates(stage)
         ctx = StepContext(
             step=self.step,
             progress=self.plan.progress(self.step),
-            rng=torch_rng(self.config.seed, "step", self.step, device=self.device.type),
+            rng=torch_rng(self.config.seed, "step", self.step, device=str(self.device)),
         )
         # Dropout and the like draw from the global generator: each step and rank has its seed.
         torch.manual_seed(derive(self.config.seed, "global", self.step, self.world["rank"]))
         self.optimizer.zero_grad(set_to_none=True)
+        assert self.wrapped is not None
         with self._autocast():
             loss = self.wrapped(batch, ctx)
         self.accelerator.backward(loss)
@@ -264,11 +269,11 @@ class _Run:
         if is_bad:
             self._skip(log)
         else:
-            self._update(loss, norm, rates)
+            self._update(loss, norm, rate)
         self.step += 1
         return stop
 
-    def _update(self, loss: Tensor, norm: Tensor, rates: Tensor) -> None:
+    def _update(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         self.bad_steps = 0
         self.optimizer.step()
         out = self.objective.out
@@ -277,7 +282,7 @@ class _Run:
             self.tokenizer.bottleneck.update(out.bottleneck)
         if self.average is not None:
             self.average.update()
-        self.means.add("", {"loss": loss, "grad_norm": norm, "lr": rates})
+        self.means.add("", {"loss": loss, "grad_norm": norm, "lr": loss.new_full((), rate)})
         self.means.add("losses", out.losses)
         self.means.add("metrics", out.metrics)
         self.objective.out = None
@@ -292,7 +297,7 @@ class _Run:
                 f"{self.step:,}; try a lower lr than {self.config.lr} or precision fp32"
             )
 
-    def _set_rates(self, stage: int) -> Tensor:
+    def _set_rates(self, stage: int) -> float:
         """Set the rate of every group; returns the rate of factor 1."""
         total = self.plan.num_steps * self.config.batch_size
         done = self.samples + self.config.batch_size
@@ -301,7 +306,7 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factors"][stage]
-        return torch.tensor(rate)
+        return rate
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":
