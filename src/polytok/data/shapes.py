@@ -43,6 +43,7 @@ class ShapeSampling:
         rotate: any rotation about the up axis (y). mirror: flips of x and z.
         stretch: factors per axis are drawn from [1 - stretch, 1 + stretch].
         mix: probability of joining two shapes side by side.
+        gap: half of the free space between joined shapes, after normalisation; beyond any band.
     """
 
     num_points: int = 2048
@@ -53,7 +54,7 @@ class ShapeSampling:
     mirror: bool = True
     stretch: float = 0.25
     mix: float = 0.1
-    gap: float = 0.12
+    gap: float = 0.06
 
 
 @dataclass
@@ -164,11 +165,14 @@ class ShapeSource:
         first, second = pieces
         second.move(float(rng.uniform(0.4, 1.0)), np.zeros(3, np.float32))
         shift = (rng.uniform(-0.3, 0.3, 3)).astype(np.float32)
+        # Normalisation shrinks the pair, so the gap is wide in proportion to both together.
+        reach = float(sum(np.ptp(p.points, axis=0) for p in pieces).max())
+        gap = self.sampling.gap * reach / (2 * (EXTENT - self.sampling.gap))
         edge_first = (sign * first.points[:, axis]).max()
         edge_second = (sign * second.points[:, axis]).min()
-        shift[axis] = sign * (edge_first + 2 * self.sampling.gap - edge_second)
+        shift[axis] = sign * (edge_first + 2 * gap - edge_second)
         second.move(1.0, shift)
-        middle = edge_first + self.sampling.gap
+        middle = edge_first + gap
         for piece, side in ((first, -1), (second, 1)):
             for name in ("volume", "near"):
                 keep = side * (sign * getattr(piece, name)[:, axis] - middle) > 0
