@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from polytok.bottlenecks.codebook import gather_over_ranks
 from polytok.core.contracts import (
     Batch,
     Bottleneck,
@@ -46,9 +47,9 @@ class Stub(Tokenizer):
 
     def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
         self.starts += 1
-        points = torch.cat([b["points"] for b in batches])
+        points = gather_over_ranks(torch.cat([b["points"] for b in batches]))
         with torch.no_grad():
-            self.encoder.bias += points.mean()
+            self.encoder.bias[:3] += 10 * points.mean((0, 1))
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         out = self.bottleneck(self.norm(self.encoder(batch["points"])))
