@@ -298,8 +298,7 @@ def test_mixed_pieces_stay_apart(monkeypatch: pytest.MonkeyPatch, n: int) -> Non
         max(float(b[:, k].min() - a[:, k].max()) for k in range(3))
         for a, b in ((first.points, second.points), (second.points, first.points))
     ]
-    assert max(gaps) > 2 * BAND
-    assert max(gaps) == pytest.approx(2 * ShapeSampling().gap, rel=0.25)
+    assert max(gaps) > 1.95 * ShapeSampling().gap > 2 * BAND
 
 
 def test_without_variation_the_labels_are_the_stored_ones() -> None:

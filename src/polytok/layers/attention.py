@@ -13,8 +13,8 @@ def attend(
 
     Args:
         q: (B, H, N, d). k, v: (B, H, S, d).
-        mask: bool, broadcastable to (B, H, N, S), True = may attend.
-        bias: float, broadcastable to (B, H, N, S), added to the logits.
+        mask: bool, broadcastable to (B, H, N, S) from (N, S) up, True = may attend.
+        bias: float, broadcastable likewise, added to the logits.
 
     Returns:
         (B, H, N, d).
