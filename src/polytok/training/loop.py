@@ -188,7 +188,7 @@ class _Run:
                 self._validate(log)
             if stop:
                 break
-        if stop:
+        if stop and self.step < self.plan.num_steps:
             reason = interrupt.reason or "another process asked for it"
             log.say(f"stopped at step {self.step:,}, since {reason}; run again to continue")
 
