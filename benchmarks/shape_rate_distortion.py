@@ -193,7 +193,8 @@ def _decoded(codec: Any, codes: Any, resolution: int, levels: int) -> trimesh.Tr
 def protocol(part: str, **extra: Any) -> dict[str, Any]:
     """What the rows of a part mean, for the header of its file."""
     texts = {
-        "draco": "positions and faces only; fast-simplification, then DracoPy at level 10; for "
+        "draco": "positions and faces only; fast-simplification (where it stalls, shortest edges are "
+        "collapsed), then DracoPy at level 10; for "
         "each of qp 7..10 the least decimation whose whole file fits; of these the highest sum "
         "of F on other samples; shapes that cannot be fitted score as empty",
         "ceiling": "solidify(source), its signed distance extracted by marching cubes",

@@ -53,6 +53,28 @@ def test_decimation_keeps_the_budget_and_the_shape(budget: int) -> None:
     assert got.volume == pytest.approx(4 / 3 * np.pi, rel=6 / budget + 0.02)
 
 
+def test_long_thin_triangles_are_decimated_too() -> None:
+    peg = trimesh.creation.cylinder(radius=0.05, height=2, sections=360)
+    got = decimate(peg, 100)
+    assert len(got.faces) <= 100
+    assert got.volume == pytest.approx(peg.volume, rel=0.1)
+
+
+def test_what_cannot_shrink_is_kept_rather_than_torn() -> None:
+    fan = trimesh.Trimesh(
+        [[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]],
+        [[0, 1, 2], [0, 1, 3], [0, 1, 4], [0, 1, 5], [2, 3, 1]],
+        process=False,
+    )
+    assert 0 < len(decimate(fan, 4).faces) <= 5
+    boxes = [trimesh.creation.box() for _ in range(20)]
+    for i, box in enumerate(boxes):
+        box.apply_translation([3 * i, 0, 0])
+    got = decimate(trimesh.util.concatenate(boxes), 10)
+    assert len(got.faces) <= 240
+    assert got.is_watertight
+
+
 def test_smoothing_removes_noise_and_keeps_the_volume() -> None:
     noisy = ball(4)
     noisy.vertices = noisy.vertices * (1 + np.random.default_rng(0).normal(0, 0.01, (2562, 1)))

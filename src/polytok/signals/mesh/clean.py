@@ -94,8 +94,9 @@ def _of_faces(mesh: trimesh.Trimesh, keep: NDArray[np.bool_]) -> trimesh.Trimesh
 def decimate(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
     """Collapse edges by quadric error until at most ``max_faces`` faces are left.
 
-    No part is dropped and no hole is torn, so a mesh of many parts, or one with many handles, may
-    end above the budget: every closed part keeps 4 faces.
+    Quadrics can stall, on long thin triangles above all; the shortest edges are collapsed then.
+    Where that stalls too, as it may with many parts or handles, more faces than asked for are left
+    rather than holes torn.
 
     Raises:
         SignalError: ``max_faces`` is below 4.
@@ -121,4 +122,19 @@ def decimate(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
         mesh = merged(trimesh.Trimesh(points, faces, process=False))
         if len(mesh.faces) > _STALLED * before:
             break
-    return mesh
+    return mesh if len(mesh.faces) <= max_faces else _collapse_shortest(mesh, max_faces)
+
+
+def _collapse_shortest(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
+    """Collapse the shortest edges; a mesh with edges of more than two faces stays as it is."""
+    import point_cloud_utils as pcu
+
+    if np.bincount(mesh.edges_unique_inverse).max() > 2:
+        return mesh
+    points = np.ascontiguousarray(mesh.vertices, dtype=np.float64)
+    faces = np.ascontiguousarray(mesh.faces, dtype=np.int32)
+    try:
+        points, faces, *_ = pcu.decimate_triangle_mesh(points, faces, max_faces)
+    except ValueError:  # nothing could be collapsed
+        return mesh
+    return merged(trimesh.Trimesh(points, faces, process=False))
