@@ -353,7 +353,7 @@ def test_a_far_start_without_restarts_does_not() -> None:
 
 
 def test_more_scales_of_a_trained_codebook_leave_less() -> None:
-    quantizer = build("grid2d", codebook_size=64).train()
+    quantizer = build("grid2d", codebook_size=64, refine_ratio=0.0).train()
     base = torch.randn(256, 16, DIM) + 1.5 * torch.randn(256, 1, DIM)
     quantizer.start(base, rng=torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=3e-3)
@@ -371,3 +371,14 @@ def test_a_state_dict_holds_codes_refinement_and_usage() -> None:
     keys = set(build().state_dict())
     assert {"embedding.weight", "usage", "steps"} <= keys
     assert {key.split(".")[0] for key in keys} == {"embedding", "usage", "steps", "phi"}
+
+
+@torch.no_grad()
+def test_skipped_levels_keep_their_usage() -> None:
+    quantizer = build()
+    quantizer.update(quantizer(latents()))
+    before = quantizer.usage.clone()
+    quantizer.update(quantizer(latents(), start_level=2))
+    assert torch.equal(quantizer.usage[:2], before[:2])
+    assert not torch.equal(quantizer.usage[2:], before[2:])
+    torch.testing.assert_close(quantizer.usage.sum(1), torch.ones(len(SLOTS)))

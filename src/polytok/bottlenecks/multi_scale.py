@@ -221,9 +221,9 @@ class MultiScaleVQ(Bottleneck):
         counts = torch.stack([torch.bincount(i.flatten(), minlength=size) for i in out.indices])
         counts = sum_over_ranks(counts.float())
         frequency = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        seen = len(out.indices)
+        first = len(self.slots) - len(out.indices)  # levels below start_level were skipped
         decay = USAGE_DECAY if int(self.steps) else 0.0
-        self.usage[:seen].mul_(decay).add_(frequency, alpha=1 - decay)
+        self.usage[first:].mul_(decay).add_(frequency, alpha=1 - decay)
         self.steps += 1
         if self.restart_every and int(self.steps) % self.restart_every == 0:
             self._restart(out.stats["inputs"])

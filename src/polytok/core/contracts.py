@@ -152,7 +152,9 @@ class Codes:
 def _device(args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Tensor) -> torch.device:
     device = kwargs.get("device")
     for arg in args:
-        if isinstance(arg, (str, torch.device)):
+        if isinstance(arg, Tensor):
+            device = arg.device
+        elif isinstance(arg, (int, str, torch.device)) and not isinstance(arg, bool):
             device = arg
     return like.device if device is None else torch.device(device)
 
