@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,20 +21,11 @@ from safetensors.torch import load_file
 from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, PolytokError, UnknownNameError, WeightsError
 from polytok.training import FitResult, TrainConfig, fit
+from training import _stub as stub
 
 HERE = Path(__file__).parent
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-stub = _load("_stub")
 CONFIG = TrainConfig(
     batch_size=8,
     lr=1e-2,
@@ -284,10 +274,10 @@ def test_tensorboard_gets_the_records(tmp_path: Path, monkeypatch: pytest.Monkey
     assert b"losses/rec" in written and b"metrics/rms" in written
 
 
-def _worker(folder: Path, *args: str, processes: int = 1) -> subprocess.Popen[str]:
+def _worker(folder: Path, steps: str, name: str, processes: int = 1) -> subprocess.Popen[str]:
     launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone"]
     count = [] if processes == 1 else [f"--nproc_per_node={processes}"]
-    command = [sys.executable, *launch, *count, str(HERE / "_worker.py"), str(folder), *args]
+    command = [sys.executable, *launch, *count, str(HERE / "_worker.py"), str(folder), steps, name]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
@@ -302,13 +292,14 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.parametrize("name", ["stub", "vat-512b-tiny"])
 def test_two_processes_train_like_one(
-    tmp_path: Path, processes: list[subprocess.Popen[str]]
+    tmp_path: Path, processes: list[subprocess.Popen[str]], name: str
 ) -> None:
-    """Two stages, noise per sample, k-means-like start, workers: equal losses and weights."""
-    pair = _worker(tmp_path / "two", "5", processes=2)
+    """Two stages, noise per sample, a start from data, workers: equal losses and weights."""
+    pair = _worker(tmp_path / "two", "5", name, processes=2)
     processes.append(pair)
-    one = _worker(tmp_path / "one", "5")
+    one = _worker(tmp_path / "one", "5", name)
     processes.append(one)
     for process in (pair, one):
         _, errors = process.communicate(timeout=120)
@@ -319,15 +310,16 @@ def test_two_processes_train_like_one(
         assert single["loss"] == pytest.approx(double["loss"], abs=1e-4)
         assert single["grad_norm"] == pytest.approx(double["grad_norm"], abs=1e-4)
     left, right = newest(tmp_path / "one"), newest(tmp_path / "two")
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    for key, value in left.items():
+        if not key.startswith("optimizer/"):
+            torch.testing.assert_close(right[key], value, atol=1e-4, rtol=1e-3, msg=key)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_the_process_well(
     tmp_path: Path, processes: list[subprocess.Popen[str]], number: signal.Signals
 ) -> None:
-    process = _worker(tmp_path, "100000")
+    process = _worker(tmp_path, "100000", "stub")
     processes.append(process)
     end = time.monotonic() + 60
     while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < end:

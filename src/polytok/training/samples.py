@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from polytok.core.contracts import Batch
 
 
+@runtime_checkable
 class SampleSource(Protocol):
     """Numbered training samples.
 
