@@ -20,7 +20,7 @@ from polytok.core.errors import SignalError
 from polytok.core.seeding import numpy_rng
 
 Array = NDArray[np.float64]
-Signed = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+Signed = Callable[[Array], NDArray[np.floating]]
 """Signed distance of points (N, 3), negative inside; points and distances in the mesh's units."""
 
 SAMPLES = 100_000
@@ -36,7 +36,8 @@ CONVENTIONS: Mapping[str, str] = {
     "cd_l1": "(mean d(p->g) + mean d(g->p)) / 2, distances not squared",
     "cd_l2": "mean d(p->g)^2 + mean d(g->p)^2",
     "normal_consistency": "mean |n.n'| at nearest points, both ways, averaged",
-    "v_iou": "occupancy IoU over points uniform in [-1.05, 1.05]^3, source made solid",
+    "v_iou": "occupancy IoU over points uniform in [-1.05, 1.05]^3; source made solid, prediction "
+    "by winding number > 1/2",
     "s_iou": "occupancy IoU over points uniform in balls of 0.05 around true samples",
     "outer_f_*": "F(t) against the part of the source within 0.01 of the skin of its solid",
     "*_samples": "the same with sample-to-sample instead of sample-to-triangle distances",
@@ -150,18 +151,40 @@ def intersection_over_union(one: NDArray[np.bool_], other: NDArray[np.bool_]) ->
 
 
 def winding_sign(mesh: trimesh.Trimesh) -> Signed:
-    """Inside (-1) and outside (1) of a closed mesh, by its winding number."""
+    """Inside (-1) and outside (1) of a mesh: where its winding number is above 1/2, either way.
+
+    Small holes do not matter to it. Source: Barill et al. 2018.
+    """
     import point_cloud_utils as pcu
 
     vertices = np.ascontiguousarray(mesh.vertices, dtype=np.float64)
     faces = np.ascontiguousarray(mesh.faces, dtype=np.int32)
 
-    def sign(points: NDArray[np.float32]) -> NDArray[np.floating]:
+    def sign(points: Array) -> NDArray[np.floating]:
         queries = np.ascontiguousarray(points, dtype=np.float64)
         inside = np.abs(pcu.triangle_soup_fast_winding_number(vertices, faces, queries)) > 0.5
         return np.where(inside, -1.0, 1.0)
 
     return sign
+
+
+class _SolidTruth:
+    """What is known of the source made solid, in the frame of the comparison."""
+
+    def __init__(self, signed: Callable[[Array], Array], surface: Surface, seed: int) -> None:
+        rng = numpy_rng(seed, "shape-metric", "volume")
+        points = surface.points
+        away = rng.normal(size=points.shape)
+        away /= np.linalg.norm(away, axis=1, keepdims=True)
+        self.signed = signed
+        self.cube = rng.uniform(-CUBE, CUBE, points.shape)
+        self.shell = points + SHELL * np.cbrt(rng.random((len(points), 1))) * away
+        self.in_cube, self.in_shell = signed(self.cube) < 0, signed(self.shell) < 0
+        self.outer = self.is_outer(points)
+
+    def is_outer(self, points: Array) -> NDArray[np.bool_]:
+        """Which points on the source lie on the skin of its solid."""
+        return np.abs(self.signed(points)) < OUTER
 
 
 class ShapeReference:
@@ -195,16 +218,7 @@ class ShapeReference:
         if surface is None:
             raise SignalError("the mesh has no area to compare with")
         self.surface = surface
-        self._sdf = sdf
-        self._outer: NDArray[np.bool_] | None = None
-        if sdf is not None:
-            self._outer = self._is_outer(surface.points)
-            # A source with no visible sample (all of it inside its own solid) has no outer score.
-            self._outer = self._outer if self._outer.any() else None
-            self._cube, self._shell = self._query_points()
-            self._in_cube, self._in_shell = (
-                self._signed(sdf, points) < 0 for points in (self._cube, self._shell)
-            )
+        self.solid = None if sdf is None else _SolidTruth(self._framed(sdf), surface, seed)
 
     def score(
         self, prediction: trimesh.Trimesh | None, *, sdf: Signed | None = None
@@ -213,8 +227,7 @@ class ShapeReference:
 
         Args:
             prediction: the decoded mesh.
-            sdf: its signed distance for the IoU; None takes the winding number when it is closed
-                and leaves the IoU out when it is not.
+            sdf: its signed distance for the IoU; None takes the winding number of its faces.
         """
         surface = None if prediction is None else self._surface(prediction, "prediction")
         if prediction is None or surface is None:
@@ -238,7 +251,7 @@ class ShapeReference:
             cd_l2=float((d_p**2).mean() + (d_g**2).mean()),
             normal_consistency=float(np.mean(agree)),
             **self._outer_scores(surface, to_truth, d_g),
-            **self._volume_scores(prediction, sdf),
+            **self._volume_scores(sdf or winding_sign(prediction)),
             **self._sample_scores(surface),
         )
 
@@ -247,55 +260,40 @@ class ShapeReference:
         rng = numpy_rng(self.seed, "shape-metric", key)
         return sample_surface(vertices, np.asarray(mesh.faces), self.samples, rng)
 
-    def _signed(self, sdf: Signed, points: Array) -> Array:
-        """Signed distances in the frame of the comparison."""
-        own = (points / self.scale + self.centre).astype(np.float32)
-        return np.asarray(sdf(own), dtype=np.float64) * self.scale
+    def _framed(self, sdf: Signed) -> Callable[[Array], Array]:
+        """The signed distance in the frame of the comparison."""
 
-    def _is_outer(self, points: Array) -> NDArray[np.bool_]:
-        assert self._sdf is not None
-        return np.abs(self._signed(self._sdf, points)) < OUTER
+        def signed(points: Array) -> Array:
+            own = sdf(points / self.scale + self.centre)
+            return np.asarray(own, dtype=np.float64) * self.scale
 
-    def _query_points(self) -> tuple[Array, Array]:
-        rng = numpy_rng(self.seed, "shape-metric", "volume")
-        cube = rng.uniform(-CUBE, CUBE, (self.samples, 3))
-        away = rng.normal(size=(self.samples, 3))
-        away *= (
-            SHELL
-            * np.cbrt(rng.random((self.samples, 1)))
-            / np.linalg.norm(away, axis=1, keepdims=True)
-        )
-        return cube, self.surface.points + away
+        return signed
 
     def _outer_scores(self, surface: Surface, to_truth: Nearest, d_g: Array) -> dict[str, float]:
         """F against the outer part: what lies inside the source's solid neither helps nor hurts.
 
         A predicted sample whose nearest source point is an inner one is measured to the nearest
-        outer sample instead.
+        outer sample instead. A source without outer samples has no such score.
         """
         from scipy.spatial import cKDTree
 
-        if self._outer is None:
+        if self.solid is None or not self.solid.outer.any():
             return {}
         distance = to_truth.distance.copy()
-        inner = np.flatnonzero(~self._is_outer(to_truth.point))
+        inner = np.flatnonzero(~self.solid.is_outer(to_truth.point))
         if len(inner):
-            tree = cKDTree(self.surface.points[self._outer])
+            tree = cKDTree(self.surface.points[self.solid.outer])
             distance[inner] = tree.query(surface.points[inner])[0]
-        f_002, f_001, f_0005 = (f_score(distance, d_g[self._outer], t) for t in THRESHOLDS)
+        f_002, f_001, f_0005 = (f_score(distance, d_g[self.solid.outer], t) for t in THRESHOLDS)
         return {"outer_f_002": f_002, "outer_f_001": f_001, "outer_f_0005": f_0005}
 
-    def _volume_scores(self, prediction: trimesh.Trimesh, sdf: Signed | None) -> dict[str, float]:
-        if self._sdf is None:
+    def _volume_scores(self, sdf: Signed) -> dict[str, float]:
+        if self.solid is None:
             return {}
-        if sdf is None:
-            if not prediction.is_watertight:
-                return {}
-            sdf = winding_sign(prediction)
-        cube, shell = (self._signed(sdf, points) < 0 for points in (self._cube, self._shell))
+        signed = self._framed(sdf)
         return {
-            "v_iou": intersection_over_union(self._in_cube, cube),
-            "s_iou": intersection_over_union(self._in_shell, shell),
+            "v_iou": intersection_over_union(self.solid.in_cube, signed(self.solid.cube) < 0),
+            "s_iou": intersection_over_union(self.solid.in_shell, signed(self.solid.shell) < 0),
         }
 
     def _sample_scores(self, surface: Surface) -> dict[str, float]:
@@ -312,28 +310,20 @@ class ShapeReference:
         }
 
     def _empty(self) -> ShapeScores:
-        centre = np.zeros((1, 3))
-        d_p = nearest_on_mesh(centre, self.surface).distance
+        d_p = nearest_on_mesh(np.zeros((1, 3)), self.surface).distance
         d_g = np.linalg.norm(self.surface.points, axis=1)
-        zero = 0.0
-        outer = zero if self._outer is not None else None
-        volume = zero if self._sdf is not None else None
-        secondary = zero if self.secondary else None
         cd_l1 = float(d_p.mean() + d_g.mean()) / 2
+        zeros = ["f_002", "f_001", "f_0005", "normal_consistency"]
+        if self.solid is not None:
+            zeros += ["v_iou", "s_iou"]
+            if self.solid.outer.any():
+                zeros += ["outer_f_002", "outer_f_001", "outer_f_0005"]
+        if self.secondary:
+            zeros += ["f_002_samples", "f_001_samples"]
         return ShapeScores(
-            f_002=zero,
-            f_001=zero,
-            f_0005=zero,
+            **dict.fromkeys(zeros, 0.0),
             cd_l1=cd_l1,
             cd_l2=float((d_p**2).mean() + (d_g**2).mean()),
-            normal_consistency=zero,
-            outer_f_002=outer,
-            outer_f_001=outer,
-            outer_f_0005=outer,
-            v_iou=volume,
-            s_iou=volume,
-            f_002_samples=secondary,
-            f_001_samples=secondary,
             cd_l1_samples=cd_l1 if self.secondary else None,
         )
 
