@@ -1,0 +1,41 @@
+"""Meshes: read, write, make solid, sample, extract, clean and draw."""
+
+from polytok.signals.mesh.clean import clean
+from polytok.signals.mesh.extract import extract
+from polytok.signals.mesh.frame import Frame
+from polytok.signals.mesh.io import EXTENSIONS, WRITABLE, dropped, read, write
+from polytok.signals.mesh.prepare import (
+    COMPACT,
+    Prepared,
+    Profile,
+    Surface,
+    from_compact,
+    prepare,
+    surface,
+    to_compact,
+)
+from polytok.signals.mesh.preview import render, sheet
+from polytok.signals.mesh.solid import Solid, solidify
+
+__all__ = [
+    "COMPACT",
+    "EXTENSIONS",
+    "WRITABLE",
+    "Frame",
+    "Prepared",
+    "Profile",
+    "Solid",
+    "Surface",
+    "clean",
+    "dropped",
+    "extract",
+    "from_compact",
+    "prepare",
+    "read",
+    "render",
+    "sheet",
+    "solidify",
+    "surface",
+    "to_compact",
+    "write",
+]

@@ -1,0 +1,215 @@
+"""What mesh files claim about themselves, checked against their size before anything is parsed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from polytok.core.errors import SignalError
+
+_SCALARS = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
+_TYPES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_PLY = {
+    **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
+    **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
+    **dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("double", "float64", "int64", "uint64"), 8),
+}
+
+
+def check_header(path: Path, suffix: str) -> None:
+    """Refuse files that are missing, empty, cut short or claim more than they hold.
+
+    Raises:
+        SignalError: with the path and what is wrong.
+    """
+    try:
+        if path.is_dir():
+            raise SignalError(f"{path}: is a folder")
+        size = path.stat().st_size
+    except OSError as error:
+        raise SignalError(f"{path}: {error.strerror or error}") from error
+    if size == 0:
+        raise SignalError(f"{path}: the file is empty")
+    checks = {".glb": _glb, ".gltf": _gltf, ".ply": _ply, ".stl": _stl, ".off": _off}
+    if suffix not in checks:
+        return
+    try:
+        checks[suffix](path, size)
+    except SignalError as error:
+        raise SignalError(f"{path}: {error}") from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
+        raise SignalError(f"{path}: not a readable {suffix} file") from e
+
+
+def extras(path: Path, suffix: str) -> tuple[str, ...]:
+    """Name the things beside geometry that a file holds."""
+    check_header(path, suffix)
+    if suffix in (".glb", ".gltf"):
+        tree = _glb_tree(path)[0] if suffix == ".glb" else json.loads(path.read_bytes())
+        primitives = [p for m in tree.get("meshes", []) for p in m.get("primitives", [])]
+        names = {k for p in primitives for k in p.get("attributes", {})}
+        found = {
+            "materials": bool(tree.get("materials")),
+            "texture coordinates": any(n.startswith("TEXCOORD") for n in names),
+            "vertex colours": any(n.startswith("COLOR") for n in names),
+            "skins": bool(tree.get("skins")),
+            "morph targets": any("targets" in p for p in primitives),
+            "animation": bool(tree.get("animations")),
+        }
+    elif suffix == ".obj":
+        lines = {line[:7].split(b" ")[0] for line in path.read_bytes().splitlines()}
+        found = {"materials": b"usemtl" in lines, "texture coordinates": b"vt" in lines}
+    else:
+        head = path.read_bytes()[:4096].lower()
+        found = {"vertex colours": suffix == ".ply" and b" red" in head}
+    return tuple(name for name, is_there in found.items() if is_there)
+
+
+def _glb_tree(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON of a GLB, and the bytes of its binary chunk."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(20)
+        if head[:4] != b"glTF":
+            raise SignalError("not a GLB file: it does not start with 'glTF'")
+        if len(head) < 20:
+            raise SignalError(f"truncated: {size} bytes are too few for a header")
+        version, length, json_length, kind = struct.unpack("<4xII I4s", head)
+        if version != 2:
+            raise SignalError(f"GLB version {version} is not 2")
+        if length > size:
+            raise SignalError(f"truncated: {length} bytes claimed, {size} there")
+        if kind != b"JSON" or 20 + json_length > size:
+            raise SignalError("the JSON chunk is missing or truncated")
+        tree = json.loads(file.read(json_length))
+        chunk = file.read(8)
+        binary = struct.unpack("<I", chunk[:4])[0] if len(chunk) == 8 else 0
+    if 28 + json_length + binary > size and binary:
+        raise SignalError(f"truncated: the binary chunk claims {binary} bytes")
+    return tree, binary
+
+
+def _glb(path: Path, size: int) -> None:
+    tree, binary = _glb_tree(path)
+    _tree(tree, path, binary)
+
+
+def _gltf(path: Path, size: int) -> None:
+    _tree(json.loads(path.read_bytes()), path, None)
+
+
+def _tree(tree: Any, path: Path, binary: int | None) -> None:
+    """Check that buffers exist, that views and accessors lie within, and that nodes form trees."""
+    if not isinstance(tree, dict) or "asset" not in tree:
+        raise SignalError("the JSON is not glTF")
+    buffers = [
+        _buffer(buffer, path, binary if i == 0 else None)
+        for i, buffer in enumerate(tree.get("buffers", []))
+    ]
+    views = tree.get("bufferViews", [])
+    for i, view in enumerate(views):
+        end = _count(view.get("byteOffset", 0)) + _count(view["byteLength"])
+        if end > buffers[view["buffer"]]:
+            raise SignalError(f"buffer view {i} ends at byte {end}, beyond its buffer")
+    for i, accessor in enumerate(tree.get("accessors", [])):
+        count = _count(accessor["count"])
+        row = _SCALARS[accessor["componentType"]] * _TYPES[accessor["type"]]
+        if "bufferView" not in accessor:
+            # Zeros by definition, or compressed: no room to check against but the file itself.
+            if count > max(path.stat().st_size * 64, 1 << 16):
+                raise SignalError(f"accessor {i} claims {count} entries")
+            continue
+        view = views[accessor["bufferView"]]
+        stride = max(_count(view.get("byteStride", row)), 1)
+        room = _count(view["byteLength"]) - _count(accessor.get("byteOffset", 0))
+        if count and (count - 1) * stride + row > room:
+            raise SignalError(f"accessor {i} claims {count} entries, more than its bytes hold")
+    _check_nodes(tree.get("nodes", []))
+
+
+def _buffer(buffer: dict[str, Any], path: Path, binary: int | None) -> int:
+    claimed, uri = _count(buffer["byteLength"]), buffer.get("uri")
+    if uri is None:
+        there = binary or 0
+    elif uri.startswith("data:"):
+        there = len(base64.b64decode(uri.split(",", 1)[1]))
+    else:
+        beside = path.parent / uri
+        if not beside.resolve().is_relative_to(path.parent.resolve()) or not beside.is_file():
+            raise SignalError(f"its buffer {uri[:80]!r} is not there")
+        there = beside.stat().st_size
+    if claimed > there:
+        raise SignalError(f"a buffer claims {claimed} bytes, {there} there")
+    return claimed
+
+
+def _check_nodes(nodes: list[dict[str, Any]]) -> None:
+    parents = [0] * len(nodes)
+    for node in nodes:
+        for child in node.get("children", []):
+            parents[child] += 1
+    if any(p > 1 for p in parents):
+        raise SignalError("a node has two parents")
+    queue = [i for i, p in enumerate(parents) if p == 0]
+    for i in queue:
+        queue.extend(nodes[i].get("children", []))
+    if len(queue) != len(nodes):
+        raise SignalError("nodes form a cycle")
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise SignalError(f"{value!r} is not a count")
+    return value
+
+
+def _ply(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    end = head.find(b"end_header")
+    if not head.startswith(b"ply") or end < 0:
+        raise SignalError("not a PLY file: its header is missing or truncated")
+    is_text = b"format ascii" in head[:end]
+    need = 0
+    elements: list[list[int]] = []
+    for line in head[:end].decode("latin-1").splitlines():
+        words = line.split()
+        if words[:1] == ["element"]:
+            count = int(words[2])
+            if count < 0:
+                raise SignalError(f"the header claims {count} rows of {words[1]}")
+            elements.append([count, 0])
+        elif words[:1] == ["property"] and elements:
+            # A list has at least its length; text has at least one digit and a space.
+            elements[-1][1] += 2 if is_text else _PLY[words[2 if words[1] == "list" else 1]]
+    need = sum(count * max(row, 1) for count, row in elements)
+    # The last row of a text may lack its line end.
+    if need > size - end + 1:
+        raise SignalError(f"truncated: the header claims at least {need} bytes, {size} there")
+
+
+def _stl(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        head = file.read(84)
+    if len(head) == 84 and 84 + 50 * struct.unpack("<I", head[80:])[0] == size:
+        return
+    if not head.lstrip().startswith(b"solid"):
+        count = struct.unpack("<I", head[80:])[0] if len(head) == 84 else 0
+        raise SignalError(f"truncated or not an STL file: {count} faces do not make {size} bytes")
+    if b"endsolid" not in path.read_bytes()[-1024:]:
+        raise SignalError("truncated: the text does not end with 'endsolid'")
+
+
+def _off(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        head = file.read(1 << 16).decode("latin-1")
+    words = " ".join(line.split("#")[0] for line in head.splitlines()).split()
+    if not words or not words[0].endswith("OFF"):
+        raise SignalError("not an OFF file: it does not start with 'OFF'")
+    vertices, faces = int(words[1]), int(words[2])
+    if min(vertices, faces) < 0 or 6 * vertices + 8 * faces > size + 8:
+        raise SignalError(f"claims {vertices} vertices and {faces} faces in {size} bytes")
