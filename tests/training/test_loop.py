@@ -211,7 +211,7 @@ def test_stages_switch_what_learns(tmp_path: Path) -> None:
         (replace(stub.STAGE, train=("deckoder.*",)), ConfigError, "deckoder"),
         (replace(stub.STAGE, lr={"encoder.*": 0.1}), ConfigError, "without a learning-rate factor"),
         (replace(stub.STAGE, options={"is_loud": 1}), ConfigError, "is_loud"),
-        (replace(stub.STAGE, weights={"rec": 0, "size": 0, "idle": 0}), ConfigError, "weight 0"),
+        (replace(stub.STAGE, weights={"rec": 0.0, "size": 0.0, "idle": 0.0}), ConfigError, "weight 0"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(
