@@ -64,7 +64,7 @@ def draco_rows(item: Item) -> list[Row]:
     return rows
 
 
-def ceiling_rows(item: Item, resolutions: tuple[int, ...] = (128, 256)) -> list[Row]:
+def ceiling_rows(item: Item, resolutions: tuple[int, ...] = (128,)) -> list[Row]:
     """The source's own solid, extracted at the decode grid: the best score of any field."""
     from polytok.signals.mesh.extract import extract
     from polytok.signals.mesh.solid import solidify
@@ -74,16 +74,14 @@ def ceiling_rows(item: Item, resolutions: tuple[int, ...] = (128, 256)) -> list[
     solid = solidify(mesh)
     seconds = time.perf_counter() - start
     reference = ShapeReference(mesh, sdf=solid.sdf, seed=SEED, secondary=False)
-    low, high = mesh.bounds
-    centre, scale = (low + high) / 2, 1.96 / float((high - low).max())
 
     def field(points: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (-scale * solid.sdf(points / scale + centre)).astype(np.float32)
+        return (-solid.nearest(points.astype(np.float64)).sdf).astype(np.float32)
 
     rows = []
     for resolution in resolutions:
         got = extract(field, resolution)
-        back = trimesh.Trimesh(got.vertices / scale + centre, got.faces, process=False)
+        back = trimesh.Trimesh(solid.frame.undo(got.vertices), got.faces, process=False)
         rows.append(
             {
                 **item.row,

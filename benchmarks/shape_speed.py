@@ -23,6 +23,7 @@ from typing import Any
 import _results
 import numpy as np
 from _results import Item, Results, Row
+from numpy.typing import NDArray
 
 from polytok.core.errors import PolytokError
 
@@ -122,11 +123,9 @@ def extract_rows(item: Item, resolution: int = 256) -> list[Row]:
 
     mesh = item.mesh()
     solid = solidify(mesh)
-    low, high = mesh.bounds
-    centre, scale = (low + high) / 2, 1.96 / float((high - low).max())
 
-    def field(points: np.ndarray) -> np.ndarray:
-        return (-scale * solid.sdf(points / scale + centre)).astype(np.float32)
+    def field(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (-solid.nearest(points.astype(np.float64)).sdf).astype(np.float32)
 
     start = time.perf_counter()
     sparse = extract(field, resolution)
