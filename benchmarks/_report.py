@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from _results import RESULTS, Row
-
 from polytok.core.errors import PolytokError
 from polytok.core.files import atomic_path, write_text
 from polytok.metrics import Interval, bootstrap_difference, bootstrap_mean
@@ -71,10 +70,8 @@ def draco_table(rows: Sequence[Row]) -> str:
         at = _of(rows, max_bytes=size)
         fitted = [row for row in at if row["bytes"] is not None]
         missing = f"{len(at) - len(fitted)} of {len(at)}"
-        out.append(
-            [str(size), *_cells(at, F_NAMES), mean(fitted, "f_002"), missing]
-            + _cells(at, ("cd_l1", "normal_consistency"))
-        )
+        scores = [*_cells(at, F_NAMES), mean(fitted, "f_002"), missing]
+        out.append([str(size), *scores, *_cells(at, ("cd_l1", "normal_consistency"))])
     head = ["bytes", *F_NAMES.values(), "F@0.02, fitted only", "cannot be fitted"]
     return markdown([*head, REST["cd_l1"], REST["normal_consistency"]], out)
 

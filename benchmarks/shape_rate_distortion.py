@@ -15,13 +15,13 @@ from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from typing import Any
 
-import _results
 import numpy as np
 import trimesh
-from _results import Item, Results, Row
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+import _results
+from _results import Item, Results, Row
 from polytok.core.errors import SignalError
 from polytok.core.seeding import numpy_rng
 from polytok.metrics import CONVENTIONS, ShapeReference, draco_fit
@@ -191,10 +191,10 @@ def _decoded(codec: Any, codes: Any, resolution: int, levels: int) -> trimesh.Tr
 def protocol(part: str, **extra: Any) -> dict[str, Any]:
     """What the rows of a part mean, for the header of its file."""
     texts = {
-        "draco": "positions and faces only; fast-simplification (where it stalls, shortest edges are "
-        "collapsed), then DracoPy at level 10; for "
-        "each of qp 7..10 the least decimation whose whole file fits; of these the highest sum "
-        "of F on other samples; shapes that cannot be fitted score as empty",
+        "draco": "positions and faces only; fast-simplification, and where it stalls, collapse of "
+        "the shortest edges; DracoPy at level 10; for each of qp 7..10 the least decimation whose "
+        "whole file fits, and of these the highest sum of F on other samples; shapes that cannot "
+        "be fitted score as empty",
         "ceiling": "solidify(source), its signed distance extracted by marching cubes",
         "retrieval": f"nearest of train.zip by Chamfer over {FINE_POINTS} points among the "
         f"{SHORTLIST} nearest over {BANK_POINTS}; both centred with longest side 2",

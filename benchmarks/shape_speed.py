@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _results
 import numpy as np
-from _results import Item, Results, Row
 from numpy.typing import NDArray
 
+import _results
+from _results import Item, Results, Row
 from polytok.core.errors import PolytokError
 
 RESOLUTIONS = (128, 256)

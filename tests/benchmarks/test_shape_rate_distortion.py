@@ -134,9 +134,7 @@ def test_missing_data_is_named(bench: ModuleType, monkeypatch: pytest.MonkeyPatc
         bench._results.shapes("val")
 
 
-def test_report_holds_every_part_and_compares_with_draco(
-    bench: ModuleType, tmp_path: Path
-) -> None:
+def test_report_holds_every_part_and_compares_with_draco(bench: ModuleType, tmp_path: Path) -> None:
     report = importlib.import_module("_report")
     results, items = bench._results, bench._results.shapes("val")
     folder = tmp_path / "results"

@@ -112,7 +112,8 @@ class _Camera:
             distance = float((np.abs(moved[:, :2]).max(1) * _MARGIN / tangent + moved[:, 2]).max())
             flat = moved[:, :2] / np.maximum(distance - moved[:, 2:], 1e-6)
             target[:2] += (flat.max(0) + flat.min(0)) / 2 * distance
-        eye = (target + [0, 0, distance]) @ axes
+        target[2] = distance
+        eye = target @ axes
         return cls(eye.astype(np.float32), axes.astype(np.float32), tangent)
 
     def project(self, points: Array, pixels: int) -> Array:
