@@ -182,7 +182,9 @@ def _prepare_one(job: _Job) -> Record:
     except Exception as error:
         # One bad shape must not end a run over thousands; the reason is kept with its name.
         text = one_line(error).removeprefix(f"{Path(job.root) / job.file}: ")
-        return {"reason": text if isinstance(error, SignalError) else f"{type(error).__name__}: {text}"}
+        return {
+            "reason": text if isinstance(error, SignalError) else f"{type(error).__name__}: {text}"
+        }
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     record = {

@@ -19,6 +19,17 @@ _PLY = {
     **dict.fromkeys(("double", "float64", "int64", "uint64"), 8),
 }
 
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    struct.error,
+)
+
 
 def check_header(path: Path, suffix: str) -> None:
     """Refuse files that are missing, empty, cut short or claim more than they hold.
@@ -27,22 +38,17 @@ def check_header(path: Path, suffix: str) -> None:
         SignalError: with the path and what is wrong.
     """
     try:
-        if path.is_dir():
-            raise SignalError(f"{path}: is a folder")
         size = path.stat().st_size
     except OSError as error:
         raise SignalError(f"{path}: {error.strerror or error}") from error
     if size == 0:
         raise SignalError(f"{path}: the file is empty")
-    checks = {".glb": _glb, ".gltf": _gltf, ".ply": _ply, ".stl": _stl, ".off": _off}
-    if suffix not in checks:
-        return
     try:
-        checks[suffix](path, size)
+        _CHECKS[suffix](path, size)
     except SignalError as error:
         raise SignalError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
-        raise SignalError(f"{path}: not a readable {suffix} file") from e
+    except _UNREADABLE as error:
+        raise SignalError(f"{path}: not a readable {suffix} file") from error
 
 
 def extras(path: Path, suffix: str) -> tuple[str, ...]:
@@ -167,49 +173,82 @@ def _count(value: Any) -> int:
     return value
 
 
-def _ply(path: Path, size: int) -> None:
+def claimed_faces(path: Path, suffix: str) -> int:
+    """How many faces the header of a PLY or OFF file claims; 0 for other files."""
+    if suffix == ".off":
+        return _off_counts(path)[1]
+    if suffix == ".ply":
+        return sum(count for name, count, _ in _ply_elements(path)[0] if name == "face")
+    return 0
+
+
+def _ply_elements(path: Path) -> tuple[list[tuple[str, int, int]], int]:
+    """Name, count and least bytes per row of a PLY file's elements, and where its body starts."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
     end = head.find(b"end_header")
     if not head.startswith(b"ply") or end < 0:
         raise SignalError("not a PLY file: its header is missing or truncated")
     is_text = b"format ascii" in head[:end]
-    need = 0
-    elements: list[list[int]] = []
+    elements: list[tuple[str, int, int]] = []
     for line in head[:end].decode("latin-1").splitlines():
         words = line.split()
         if words[:1] == ["element"]:
-            count = int(words[2])
-            if count < 0:
-                raise SignalError(f"the header claims {count} rows of {words[1]}")
-            elements.append([count, 0])
+            elements.append((words[1], int(words[2]), 0))
         elif words[:1] == ["property"] and elements:
             # A list has at least its length; text has at least one digit and a space.
-            elements[-1][1] += 2 if is_text else _PLY[words[2 if words[1] == "list" else 1]]
-    need = sum(count * max(row, 1) for count, row in elements)
-    # The last row of a text may lack its line end.
-    if need > size - end + 1:
+            least = 2 if is_text else _PLY[words[2 if words[1] == "list" else 1]]
+            name, count, row = elements[-1]
+            elements[-1] = (name, count, row + least)
+    return elements, end + len("end_header")
+
+
+def _ply(path: Path, size: int) -> None:
+    elements, start = _ply_elements(path)
+    for name, count, _ in elements:
+        if count < 0:
+            raise SignalError(f"the header claims {count} rows of {name!r}")
+    need = start + sum(count * max(row, 1) for _, count, row in elements)
+    if need > size:
         raise SignalError(f"truncated: the header claims at least {need} bytes, {size} there")
 
 
 def _stl(path: Path, size: int) -> None:
     with path.open("rb") as file:
-        head = file.read(84)
-    if len(head) == 84 and 84 + 50 * struct.unpack("<I", head[80:])[0] == size:
+        head = file.read(4096)
+        file.seek(max(0, size - 1024))
+        tail = file.read()
+    if head.lstrip().startswith(b"solid") and b"facet" in head:
+        if b"endsolid" not in tail:
+            raise SignalError("truncated: the text does not end with 'endsolid'")
         return
-    if not head.lstrip().startswith(b"solid"):
-        count = struct.unpack("<I", head[80:])[0] if len(head) == 84 else 0
-        raise SignalError(f"truncated or not an STL file: {count} faces do not make {size} bytes")
-    if b"endsolid" not in path.read_bytes()[-1024:]:
-        raise SignalError("truncated: the text does not end with 'endsolid'")
+    count = struct.unpack("<I", head[80:84])[0] if size >= 84 else 0
+    if size < 84 or 84 + 50 * count > size:
+        raise SignalError(f"truncated or not an STL file: {count} faces in {size} bytes")
 
 
-def _off(path: Path, size: int) -> None:
+def _off_counts(path: Path) -> tuple[int, int]:
     with path.open("rb") as file:
         head = file.read(1 << 16).decode("latin-1")
     words = " ".join(line.split("#")[0] for line in head.splitlines()).split()
     if not words or not words[0].endswith("OFF"):
         raise SignalError("not an OFF file: it does not start with 'OFF'")
-    vertices, faces = int(words[1]), int(words[2])
+    return int(words[1]), int(words[2])
+
+
+def _off(path: Path, size: int) -> None:
+    vertices, faces = _off_counts(path)
     if min(vertices, faces) < 0 or 6 * vertices + 8 * faces > size + 8:
         raise SignalError(f"claims {vertices} vertices and {faces} faces in {size} bytes")
+
+
+def _obj(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        file.seek(max(0, size - 4096))
+        lines = file.read().splitlines() or [b""]
+    last = lines[-1].split(b"#")[0].split()
+    if last[:1] in ([b"v"], [b"f"]) and len(last) < 4:
+        raise SignalError(f"truncated: the last line has {len(last) - 1} of at least 3 entries")
+
+
+_CHECKS = {".glb": _glb, ".gltf": _gltf, ".obj": _obj, ".off": _off, ".ply": _ply, ".stl": _stl}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polytok.core.errors import SignalError, one_line
 from polytok.core.files import atomic_path
-from polytok.signals.mesh.headers import check_header
+from polytok.signals.mesh.headers import check_header, claimed_faces, extras
 
 EXTENSIONS = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 """What ``read`` knows."""
@@ -34,6 +34,8 @@ def read(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         SignalError: the file is missing, damaged, of an unknown kind, or has no usable face.
     """
     path = Path(path)
+    if path.is_dir():
+        raise SignalError(f"{path}: is a folder, not a mesh file")
     suffix = extension(path, EXTENSIONS)
     check_header(path, suffix)
     try:
@@ -45,9 +47,12 @@ def read(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise SignalError(f"{path}: {one_line(error)}") from error
     except Exception as error:
         # Parsers fail in many ways on damaged files; the user needs to know which file it was.
-        raise SignalError(f"{path}: not a readable {suffix} file ({one_line(error, 120)})") from error
+        reason = one_line(error, 120)
+        raise SignalError(f"{path}: not a readable {suffix} file ({reason})") from error
     try:
         check(vertices, faces)
+        if (claimed := claimed_faces(path, suffix)) > len(faces):
+            raise SignalError(f"truncated: {claimed} faces claimed, {len(faces)} there")
     except SignalError as error:
         raise SignalError(f"{path}: {error}") from error
     return trimesh.Trimesh(vertices, faces, process=False)
@@ -79,9 +84,7 @@ def check(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> None:
         raise SignalError("all faces have zero area")
 
 
-def write(
-    mesh: trimesh.Trimesh, path: str | os.PathLike[str], *, force: bool = True
-) -> None:
+def write(mesh: trimesh.Trimesh, path: str | os.PathLike[str], *, force: bool = True) -> None:
     """Write a mesh as glb, obj, ply or stl; the file appears whole or not at all.
 
     Raises:
@@ -91,7 +94,7 @@ def write(
     suffix = extension(path, WRITABLE)
     plain = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     with atomic_path(path, force=force) as aside:
-        data = plain.export(file_type=suffix[1:])
+        data: Any = plain.export(file_type=suffix[1:])
         aside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
@@ -114,8 +117,6 @@ def dropped(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         SignalError: the file is missing or of an unknown kind.
     """
-    from polytok.signals.mesh.headers import extras
-
     return extras(Path(path), extension(path, EXTENSIONS))
 
 
@@ -136,13 +137,13 @@ def _flatten(scene: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     total = sum(len(usable[name][1]) for _, _, name in nodes)
     if total > MAX_FACES:
         raise SignalError(f"the scene has {total} faces, more than {MAX_FACES}")
-    vertices, faces, start = [np.empty((0, 3))], [np.empty((0, 3), np.int64)], 0
+    vertices, triangles, start = [np.empty((0, 3))], [np.empty((0, 3), np.int64)], 0
     for _, matrix, name in nodes:
-        points, triangles = usable[name]
+        points, faces = usable[name]
         matrix = np.asarray(matrix, np.float64)
         vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
         # A mirroring transform turns faces inside out; turn them back.
         mirrored = np.linalg.det(matrix[:3, :3]) < 0
-        faces.append((triangles[:, ::-1] if mirrored else triangles) + start)
+        triangles.append((faces[:, ::-1] if mirrored else faces) + start)
         start += len(points)
-    return np.concatenate(vertices), np.concatenate(faces)
+    return np.concatenate(vertices), np.concatenate(triangles)

@@ -81,9 +81,7 @@ class Prepared(Surface):
     num_volume: int
 
 
-def surface(
-    mesh: trimesh.Trimesh | Solid, *, seed: int = 0, profile: Profile = COMPACT
-) -> Surface:
+def surface(mesh: trimesh.Trimesh | Solid, *, seed: int = 0, profile: Profile = COMPACT) -> Surface:
     """Sample the surface of a mesh made solid: all that encoding without refinement needs.
 
     Raises:

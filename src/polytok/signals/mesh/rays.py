@@ -11,7 +11,9 @@ Array = NDArray[np.float64]
 
 _STEP = 2e-6
 _MAX_HITS = 256
-_DIRECTIONS = np.array([[0.4359, 0.7103, 0.5527], [-0.7649, 0.1871, 0.6164], [0.2213, -0.85, 0.478]])
+_DIRECTIONS = np.array(
+    [[0.4359, 0.7103, 0.5527], [-0.7649, 0.1871, 0.6164], [0.2213, -0.85, 0.478]]
+)
 
 
 class Rays:
@@ -34,7 +36,7 @@ class Rays:
         )
 
     def first(
-        self, origins: Array, directions: Array, reach: Array
+        self, origins: Array, directions: Array, reach: NDArray[np.floating]
     ) -> tuple[Array, NDArray[np.int64]]:
         """Return how far (N,) each ray goes, at most ``reach`` (N,), and the face hit or -1."""
         got = self._scene.run(

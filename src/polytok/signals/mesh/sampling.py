@@ -21,7 +21,7 @@ _EXTRA = 3
 
 
 def uniform_points(skin: Skin, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw ``count`` area-weighted points (N, 3) on the solid's surface, and face normals (N, 3)."""
+    """Draw ``count`` area-weighted points (N, 3) on the solid's surface, and normals (N, 3)."""
     total = np.cumsum(skin.areas)
     # Stratified: one draw per slice of the area, so that samples spread evenly.
     at = (np.arange(count) + rng.random(count)) / count * total[-1]

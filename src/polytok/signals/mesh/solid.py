@@ -69,7 +69,7 @@ class Skin:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Signed distances (N,), unit directions of steepest increase (N, 3), nearest skin faces (N,)."""
+    """Signed distances (N,), unit directions of steepest increase (N, 3), nearest faces (N,)."""
 
     sdf: Array
     gradient: Array
@@ -187,9 +187,7 @@ def closest(points: Array, vertices: Array, faces: Ints) -> tuple[Array, Ints, A
     return distance.astype(np.float64), face.astype(np.int64), point
 
 
-def solidify(
-    mesh: trimesh.Trimesh, *, resolution: int = 128, max_faces: int = MAX_FACES
-) -> Solid:
+def solidify(mesh: trimesh.Trimesh, *, resolution: int = 128, max_faces: int = MAX_FACES) -> Solid:
     """Make a mesh solid.
 
     Args:
