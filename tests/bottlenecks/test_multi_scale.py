@@ -164,6 +164,31 @@ def test_only_the_commitment_pulls_the_input() -> None:
     assert not bool(z.grad.any())
 
 
+def test_the_codebook_s_gradient_does_not_depend_on_beta() -> None:
+    z, grads = latents(), []
+    for beta in (0.0, 0.25):
+        torch.manual_seed(0)
+        quantizer = build(beta=beta).train()
+        quantizer(z).losses["vq"].backward()
+        grads.append(quantizer.embedding.weight.grad)
+    assert torch.equal(*grads)
+
+
+@every
+def test_what_update_and_logs_get_carries_no_graph(name: str) -> None:
+    stats = build(name).train()(latents().requires_grad_()).stats
+    tensors = [stats["rest_energy"], *stats["inputs"], *stats["prefixes"]]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+@torch.no_grad()
+def test_the_loss_averages_over_the_levels_that_ran() -> None:
+    quantizer, z = build(), latents()
+    out = quantizer(z, start_level=2)
+    wanted = 1.25 * torch.stack([F.mse_loss(p, z) for p in out.stats["prefixes"]]).mean()
+    torch.testing.assert_close(out.losses["vq"], wanted)
+
+
 def test_the_maths_is_fp32_under_autocast() -> None:
     quantizer, z = build(), latents()
     plain = quantizer(z)

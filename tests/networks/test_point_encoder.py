@@ -102,14 +102,13 @@ def test_farthest_points_do_not_depend_on_the_order() -> None:
 @torch.no_grad()
 def test_a_cell_pools_the_points_it_holds_and_no_others() -> None:
     pooling = PlanePooling(3, 8, size=2, extent=1.0)
-    points = torch.tensor([[[-0.5, -0.5, -0.5], [0.5, -0.5, -0.5], [0.6, -0.4, -0.4]]])
+    points = torch.tensor([[[0.5, -0.5, -0.5], [-0.5, -0.5, -0.5], [-0.6, 0.4, -0.4]]])
     tokens = pooling(points, points)
     moved = points.clone()
-    moved[:, 0] += 0.1  # stays in its cells
+    moved[:, 0] -= 0.1  # stays in its cells
     changed = (pooling(moved, moved) != tokens).any(-1)[0].view(3, 2, 2)
-    # On planes xy, xz, zy (row, column) the moved point lies in the first cell of each; in zy
-    # the three points share it.
-    assert changed.nonzero().tolist() == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
+    # Planes xy, xz, zy, then row (the second axis) and column (the first) of the moved point.
+    assert changed.nonzero().tolist() == [[0, 0, 1], [1, 0, 1], [2, 0, 0]]
     crowded = torch.cat([points, points[:, 1:2].expand(-1, 5, -1)], dim=1)
     assert not torch.allclose(pooling(crowded, crowded), tokens)
 
