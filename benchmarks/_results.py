@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from importlib import metadata
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -170,12 +171,16 @@ def run(
     results: Results,
     *,
     processes: int,
+    is_forked: bool = False,
 ) -> None:
-    """Do ``work`` for every shape without rows, in ``processes``, saving as it goes."""
+    """Do ``work`` for every shape without rows, in ``processes``, saving as it goes.
+
+    Processes start afresh, which torch's threads need; forked ones share what this one has loaded.
+    """
     done = results.done()
     left = [item for item in items if item.name not in done]
     saved, start = time.monotonic(), time.monotonic()
-    for count, rows in enumerate(_unordered(left, work, processes), 1):
+    for count, rows in enumerate(_unordered(left, work, processes, is_forked), 1):
         results.rows += rows
         if time.monotonic() - saved > SAVE_EVERY or count == len(left):
             results.save()
@@ -189,12 +194,13 @@ def run(
 
 
 def _unordered(
-    items: list[Item], work: Callable[[Item], list[Row]], processes: int
+    items: list[Item], work: Callable[[Item], list[Row]], processes: int, is_forked: bool
 ) -> Iterator[list[Row]]:
     if processes == 1:
         yield from map(work, items)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    context = get_context("fork" if is_forked else "spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = {pool.submit(work, item) for item in items}
         while waiting:
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)

@@ -235,9 +235,10 @@ def main(argv: list[str] | None = None) -> None:
         name = f"shape_rd_{part}" + (f"_{args.model}" if part == "polytok" else "")
         results = Results(name, protocol(part, **extra), seed=SEED, fresh=args.fresh)
         items = [i for s in args.splits.split(",") for i in _results.shapes(s, args.limit)]
-        if part == "retrieval":
-            bank()  # before the processes fork, so that they share it
-        _results.run(items, work, results, processes=args.processes)
+        is_forked = part == "retrieval"
+        if is_forked:
+            bank()  # shared by the processes
+        _results.run(items, work, results, processes=args.processes, is_forked=is_forked)
     if "report" in parts:
         from _report import write_report
 

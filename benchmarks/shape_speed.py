@@ -3,7 +3,7 @@
     python benchmarks/shape_speed.py --parts decode,cold,encode,extract
 
 ``decode`` and ``encode`` run in this process, ``cold`` starts the command line anew, ``extract``
-compares coarse-to-fine with dense extraction on the solids of val.
+compares coarse-to-fine with dense extraction of fields of val: solids, or what codes decode to.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from numpy.typing import NDArray
 
 import _results
 from _results import Item, Results, Row
 from polytok.core.errors import PolytokError
+from polytok.signals.mesh.extract import Field
 
 RESOLUTIONS = (128, 256)
 EFFORTS = (0, 5, 9)
@@ -116,17 +119,34 @@ def cold_rows(model: str, item: Item, repeats: int = 3) -> list[Row]:
     return rows
 
 
-def extract_rows(item: Item, resolution: int = 256) -> list[Row]:
-    """Coarse-to-fine against dense extraction of the shape's own solid."""
-    from polytok.signals.mesh.extract import extract
-    from polytok.signals.mesh.solid import solidify
+def solid_field(mesh: trimesh.Trimesh) -> Field:
+    """The shape's own solid: a signed distance."""
+    from polytok.signals.mesh import solidify
+
+    solid = solidify(mesh)
+    return lambda p: (-solid.nearest(p.astype(np.float64)).sdf).astype(np.float32)
+
+
+def decoded_field(mesh: trimesh.Trimesh, model: str) -> Field:
+    """What the shape's code decodes to: logits."""
+    import torch
+
+    codec = load_codec(model)
+    planes = codec.field(codec.encode(mesh, effort=0, seed=SEED))
+
+    @torch.inference_mode()
+    def field(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        return planes(torch.from_numpy(points)[None])[0].numpy()
+
+    return field
+
+
+def extract_rows(item: Item, resolution: int, model: str | None) -> list[Row]:
+    """Coarse-to-fine against dense extraction of a field of the shape."""
+    from polytok.signals.mesh import extract
 
     mesh = item.mesh()
-    solid = solidify(mesh)
-
-    def field(points: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (-solid.nearest(points.astype(np.float64)).sdf).astype(np.float32)
-
+    field = solid_field(mesh) if model is None else decoded_field(mesh, model)
     start = time.perf_counter()
     sparse = extract(field, resolution)
     middle = time.perf_counter()
@@ -138,7 +158,7 @@ def extract_rows(item: Item, resolution: int = 256) -> list[Row]:
             **item.row,
             "what": "extract",
             "resolution": resolution,
-            "identical": same and np.array_equal(sparse.faces, dense.faces),
+            "identical": bool(same and np.array_equal(sparse.faces, dense.faces)),
             "faces_dense": len(dense.faces),
             "faces_sparse": len(sparse.faces),
             "fewer_queries": dense.num_queries / sparse.num_queries,
@@ -148,6 +168,14 @@ def extract_rows(item: Item, resolution: int = 256) -> list[Row]:
     ]
 
 
+@lru_cache(maxsize=1)
+def load_codec(model: str) -> Any:
+    """Load a model once per process."""
+    import polytok
+
+    return polytok.load(model)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -155,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="vat-512b-small")
     parser.add_argument("--resolution", type=int, default=256, help="of part extract")
     parser.add_argument("--every", type=int, default=4, help="of part extract: each Nth shape")
+    parser.add_argument("--field", choices=("solid", "model"), default="model", help="to extract")
     parser.add_argument("--processes", type=int, default=2, help="of part extract")
     args = parser.parse_args(argv)
     parts = args.parts.split(",")
@@ -162,23 +191,27 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    codec, item = None, typical()
     for part in parts:
-        about = {"part": part, "threads": threads}
-        about |= {"resolution": args.resolution} if part == "extract" else {"model": args.model}
-        results = Results(f"shape_speed_{part}", about, seed=SEED, fresh=part != "extract")
+        about = {"part": part, "threads": threads, "model": args.model}
+        name = f"shape_speed_{part}"
         if part == "extract":
+            model = None if args.field == "solid" else args.model
+            about |= {"resolution": args.resolution, "field": args.field, "every": args.every}
+            results = Results(f"{name}_{args.field}", about, seed=SEED)
             items = _results.shapes("val")[:: args.every]
-            _results.run(items, extract_rows, results, processes=args.processes)
+            work = partial(extract_rows, resolution=args.resolution, model=model)
+            _results.run(items, work, results, processes=args.processes)
+            differ = [row["shape"] for row in results.rows if not row["identical"]]
+            fewer = statistics.median(row["fewer_queries"] for row in results.rows)
+            print(f"{len(differ)} of {len(results.rows)} differ {differ}; {fewer:.1f}x fewer")
             continue
+        results = Results(name, about, seed=SEED, fresh=True)
+        item = typical()
         if part == "cold":
             results.rows = cold_rows(args.model, item)
         else:
-            if codec is None:
-                import polytok
-
-                codec = polytok.load(args.model)
-            results.rows = (decode_rows if part == "decode" else encode_rows)(codec, item)
+            rows = decode_rows if part == "decode" else encode_rows
+            results.rows = rows(load_codec(args.model), item)
         results.save()
         for row in results.rows:
             print({k: v for k, v in row.items() if k not in ("split", "pack")})
