@@ -1,4 +1,4 @@
-"""Train for two stages of so many steps: python _worker.py FOLDER STEPS (stub | PRESET)."""
+"""Train for two stages: python _worker.py FOLDER STEPS_OF_EACH (stub | PRESET) [SAVE_EVERY]."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def make(name: str) -> tuple[Tokenizer, Sequence[Stage], SampleSource]:
 
 
 if __name__ == "__main__":
-    folder, steps, name = sys.argv[1:]
+    folder, steps, name, *save_every = sys.argv[1:]
     config = TrainConfig(
         batch_size=8,
         lr=1e-2 if name == "stub" else 1e-3,
         log_every=8,
-        save_every=10**9,
+        save_every=int(save_every[0]) if save_every else 10**9,
         num_workers=1,
         precision="fp32",
         device="cpu",

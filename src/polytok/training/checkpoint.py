@@ -34,6 +34,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if NAME.fullmatch(p.name))
 
 
+def tidy(folder: Path) -> None:
+    """Remove files that a killed process left half written in a run's folder."""
+    for pattern in (".*.part.safetensors", "checkpoints/.*.part.safetensors"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint: its tensors, and its notes.
 

@@ -369,6 +369,8 @@ class _Run:
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
+        if self.accelerator.is_main_process:
+            checkpoint.tidy(self.folder)
         found = checkpoint.checkpoints(self.folder / "checkpoints")
         if not found:
             return
