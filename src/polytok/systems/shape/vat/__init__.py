@@ -5,7 +5,31 @@ are quantized residually over scales of growing token counts with one codebook (
 of scales decodes, through triplane tokens, to a field and a mesh.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from polytok.core import hub
+from polytok.core.config import from_dict
+from polytok.systems.shape.codec import ShapeCodec
 from polytok.systems.shape.vat.config import PRESETS, VATConfig, preset
 from polytok.systems.shape.vat.model import VAT, VariationalQuantizer
+from polytok.systems.shape.vat.training import STAGES, prepare_training
 
-__all__ = ["PRESETS", "VAT", "VATConfig", "VariationalQuantizer", "preset"]
+__all__ = [
+    "PRESETS",
+    "STAGES",
+    "VAT",
+    "VATConfig",
+    "VariationalQuantizer",
+    "load_codec",
+    "prepare_training",
+    "preset",
+]
+
+
+def load_codec(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ShapeCodec:
+    """Build the model of a folder, fill it with its weights and join it with the mesh signal."""
+    model = VAT(from_dict(VATConfig, info.config))
+    hub.load_weights(model, folder)
+    return ShapeCodec(model.to(device), name=name, weights=hub.fingerprint(folder))

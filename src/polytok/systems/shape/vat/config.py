@@ -79,7 +79,15 @@ class VATConfig:
         return self.slots[-1]
 
 
-SMALL = VATConfig()
+SMALL = VATConfig(
+    feature_mode="planes",
+    num_features=192,
+    encoder_layers=3,
+    latent_layers=2,
+    decoder_layers=2,
+    refine_last=False,
+    prefix_dropout=0.2,
+)
 
 PRESETS: dict[str, VATConfig] = {
     "vat-512b-small": SMALL,

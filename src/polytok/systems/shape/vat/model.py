@@ -71,12 +71,14 @@ class VAT(Tokenizer):
 
     Training batches also hold queries (B, Q, 3), their signed distances sdf (B, Q), inside
     negative, and seed (B,) int64, from which every random draw of a sample is made, so that a
-    sample's loss does not depend on its neighbours in the batch.
+    sample's loss does not depend on its neighbours in the batch. ``is_sampled`` = False trains on
+    the mean latents.
     """
 
     def __init__(self, config: VATConfig) -> None:
         super().__init__()
         self.config = config
+        self.is_sampled = config.is_variational
         self.spec = TokenizerSpec(
             modality="shape",
             output="field",
@@ -183,7 +185,7 @@ class VAT(Tokenizer):
 
     def _noise(self, batch: Batch) -> Tensor | None:
         """Standard normal noise (B, M, d) from each sample's own seed, zero where the mean serves."""
-        if not self.config.is_variational or not self.training:
+        if not (self.is_sampled and self.config.is_variational and self.training):
             return None
         shape = (self.config.num_latents, self.config.code_dim)
         draws = []

@@ -1,0 +1,142 @@
+"""Model folders: config.json beside model.safetensors, local or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polytok.core.config import from_dict, to_dict
+from polytok.core.errors import WeightsError
+from polytok.core.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+StrPath = str | PathLike[str]
+FORMAT = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What config.json says: the system, its preset, and the values of its configuration."""
+
+    format_version: int
+    system: str
+    preset: str
+    config: dict[str, Any]
+
+
+def write_info(folder: StrPath, config: Any, *, system: str, preset: str) -> None:
+    """Write config.json for a configuration dataclass."""
+    info = Info(format_version=FORMAT, system=system, preset=preset, config=to_dict(config))
+    write_text(Path(folder) / CONFIG, json.dumps(to_dict(info), indent=2) + "\n")
+
+
+def read_info(folder: StrPath) -> Info:
+    """Read config.json.
+
+    Raises:
+        WeightsError: it is missing, damaged, or of another format.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        info = from_dict(Info, json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from error
+    if info.format_version != FORMAT:
+        raise WeightsError(f"{path} has format {info.format_version}; this program reads {FORMAT}")
+    return info
+
+
+def save_pretrained(
+    module: nn.Module,
+    config: Any,
+    folder: StrPath,
+    *,
+    system: str,
+    preset: str,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write a model folder; returns the fingerprint of its weights.
+
+    Args:
+        dtype: of floating-point parameters on disk, such as ``torch.bfloat16``; buffers keep
+            theirs.
+    """
+    from safetensors.torch import save_file
+
+    parameters = {name for name, _ in module.named_parameters()}
+    tensors = {
+        name: (t.to(dtype) if dtype and name in parameters else t).detach().cpu().contiguous()
+        for name, t in module.state_dict().items()
+    }
+    write_info(folder, config, system=system, preset=preset)
+    with atomic_path(Path(folder) / WEIGHTS) as aside:
+        save_file(tensors, aside)
+    return fingerprint(folder)
+
+
+def load_weights(module: nn.Module, folder: StrPath) -> None:
+    """Fill a module with the tensors of a model folder, in the module's own dtypes.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or its names or shapes differ.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder) / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from error
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - tensors), sorted(tensors.keys() - own)
+    if missing or unknown:
+        raise WeightsError(
+            f"{path} does not fit: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise WeightsError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+            )
+    module.load_state_dict({n: t.to(own[n].dtype) for n, t in tensors.items()})
+
+
+def fingerprint(folder: StrPath) -> str:
+    """The first 4 bytes of the SHA-256 of model.safetensors, as 8 hex digits.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """Fetch config.json and model.safetensors of a Hugging Face repository; nothing else.
+
+    Raises:
+        WeightsError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+        )
+    except Exception as error:
+        raise WeightsError(f"cannot fetch {repository!r} from the hub: {error}") from error

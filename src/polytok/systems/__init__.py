@@ -1,0 +1,1 @@
+"""Published systems, the only place where their names occur."""

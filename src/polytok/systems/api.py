@@ -1,0 +1,173 @@
+"""The library's front door: load weights, open and save codes, train recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polytok.core import registry
+from polytok.core.errors import ConfigError, UnknownNameError, WeightsError
+from polytok.core.files import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from polytok.core.contracts import Codes
+    from polytok.systems.shape.codec import ShapeCodec
+    from polytok.training import FitResult
+
+StrPath = str | PathLike[str]
+SHIPPED = Path(__file__).parent.parent / "weights"
+
+
+def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
+    """Load a tokenizer with its weights.
+
+    Args:
+        name: a weights tag (``vat-512b-small.shapes1``), a preset that has default weights, a
+            folder with config.json and model.safetensors, or a Hugging Face repository id.
+
+    Raises:
+        UnknownNameError: nothing has this name. WeightsError: the preset has no trained weights.
+    """
+    from polytok.core import hub
+
+    folder = Path(name)
+    label = str(name)
+    if not (folder / "config.json").is_file():
+        folder, label = _find(str(name))
+    info = hub.read_info(folder)
+    if info.system not in registry.SYSTEMS:
+        raise UnknownNameError("system", info.system, registry.SYSTEMS)
+    module = registry.SYSTEMS[info.system].load()
+    return module.load_codec(folder, info, name=label, device=device)
+
+
+def _find(name: str) -> tuple[Path, str]:
+    if name in registry.WEIGHTS:
+        return SHIPPED / registry.WEIGHTS[name].path, name
+    if name in registry.preset_names():
+        tag = registry.system_of(name).default_weights.get(name)
+        if tag is None or tag not in registry.WEIGHTS:
+            raise WeightsError(
+                f"preset {name!r} has no trained weights; train it with a recipe and load its folder"
+            )
+        return SHIPPED / registry.WEIGHTS[tag].path, tag
+    if "/" in name and not Path(name).exists() and name.count("/") == 1:
+        from polytok.core import hub
+
+        return hub.download(name), name
+    raise UnknownNameError("model", name, [*registry.WEIGHTS, *registry.preset_names()])
+
+
+def codec_for(data: bytes, model: StrPath | None = None) -> ShapeCodec:
+    """Load the codec that wrote a ``.ptk`` file, by the fingerprint in its header.
+
+    Raises:
+        WeightsError: no registered weights have this fingerprint and no ``model`` is given.
+    """
+    from polytok import bitstream
+
+    if model is not None:
+        return load(model)
+    fingerprint = bitstream.read_header(data).weights
+    for tag, weights in registry.WEIGHTS.items():
+        if weights.fingerprint == fingerprint:
+            return load(tag)
+    known = ", ".join(f"{t} ({w.fingerprint})" for t, w in registry.WEIGHTS.items()) or "none"
+    raise WeightsError(
+        f"the file was written by weights {fingerprint}, which are not known here (known: {known});"
+        " name them with --model"
+    )
+
+
+def pack(codes: Codes, model: StrPath | ShapeCodec = "vat-512b-small") -> list[bytes]:
+    """Turn codes into the bytes of one ``.ptk`` file each."""
+    return _codec(model).pack(codes)
+
+
+def unpack(data: bytes, model: StrPath | None = None) -> Codes:
+    """Turn the bytes of a ``.ptk`` file into codes."""
+    return codec_for(data, model).unpack(data)
+
+
+def save(
+    codes: Codes, path: StrPath, model: StrPath | ShapeCodec = "vat-512b-small", *, force: bool = True
+) -> int:
+    """Write one code to a ``.ptk`` file, whole or not at all; returns its bytes."""
+    if len(codes) != 1:
+        raise ConfigError(f"a .ptk file holds one item, got {len(codes)}; save codes[i]")
+    data = pack(codes, model)[0]
+    write_bytes(path, data, force=force)
+    return len(data)
+
+
+def open(path: StrPath, model: StrPath | None = None) -> tuple[Codes, ShapeCodec]:
+    """Read a ``.ptk`` file: its codes, and the codec that decodes them."""
+    data = Path(path).read_bytes()
+    codec = codec_for(data, model)
+    return codec.unpack(data), codec
+
+
+def train(
+    recipe: StrPath,
+    run_dir: StrPath,
+    overrides: Sequence[str] = (),
+    minutes: float | None = None,
+) -> FitResult:
+    """Run a recipe, or continue it; ``run_dir`` is then a folder that :func:`load` takes.
+
+    Args:
+        overrides: ``a.b=value`` replaces a value of the recipe; values are JSON, else text.
+        minutes: save and stop after so long.
+
+    Raises:
+        ConfigError: the recipe or an override is wrong.
+    """
+    from polytok.core import hub
+    from polytok.core.config import from_dict, to_dict
+    from polytok.training import Recipe, fit
+
+    values = to_dict(Recipe.read(recipe))
+    for text in overrides:
+        _set(values, text)
+    if minutes is not None:
+        values["train"]["time_limit_minutes"] = float(minutes)
+    ready = from_dict(Recipe, values)
+    system = registry.system_of(ready.preset)
+    module = system.load()
+    training = module.prepare_training(ready)
+    hub.write_info(
+        run_dir, training.model.config, system=system.name, preset=ready.preset
+    )
+    write_text(Path(run_dir) / "recipe.json", json.dumps(values, indent=2) + "\n")
+    return fit(
+        training.model,
+        ready.plan(module.STAGES),
+        training.source,
+        ready.train,
+        run_dir,
+        validate=training.validate,
+    )
+
+
+def _codec(model: StrPath | ShapeCodec) -> ShapeCodec:
+    return load(model) if isinstance(model, (str, PathLike)) else model
+
+
+def _set(values: dict[str, Any], text: str) -> None:
+    path, found, raw = text.partition("=")
+    if not found:
+        raise ConfigError(f"override {text!r} is not of the form a.b=value")
+    *parents, key = path.split(".")
+    target: Any = values
+    for parent in parents:
+        target = target.get(parent) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise ConfigError(f"override {text!r}: the recipe has no {'.'.join(parents)}")
+    parse: Callable[[str], Any] = json.loads
+    try:
+        target[key] = parse(raw)
+    except ValueError:
+        target[key] = raw

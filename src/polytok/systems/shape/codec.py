@@ -1,0 +1,229 @@
+"""Meshes in, codes out, and back: a shape tokenizer joined with the mesh signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polytok import bitstream
+from polytok.core.contracts import Codes, TokenizerSpec
+from polytok.core.errors import PolytokError, SignalError
+from polytok.core.seeding import numpy_rng
+from polytok.networks.decoders import PlaneField
+from polytok.signals import mesh as meshes
+from polytok.systems.shape.vat.model import VAT
+from polytok.systems.shape.vat.search import refine
+
+if TYPE_CHECKING:
+    import trimesh
+
+Signal = "trimesh.Trimesh | str | PathLike[str]"
+MAX_EFFORT = 9
+PROBE_RESOLUTION = 48
+
+
+class ShapeCodec:
+    """What ``polytok.load`` returns for a shape tokenizer.
+
+    Args:
+        name: preset or weights tag. weights: fingerprint, 8 hex digits.
+    """
+
+    def __init__(self, model: VAT, *, name: str, weights: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name, self.weights = name, weights
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        return self.model.spec
+
+    @property
+    def histograms(self) -> list[NDArray[np.int64]]:
+        """Counts per level and id for range coding: the usage in training, in 2^-20 units."""
+        usage = self.model.bottleneck.quantizer.usage.double()
+        return [np.rint(row.numpy() * 2**20).astype(np.int64) for row in usage]
+
+    def encode(self, signals: object, *, effort: int = 0, seed: int = 0) -> Codes:
+        """Encode a mesh, a path, or a list of them.
+
+        Args:
+            signals: ``trimesh.Trimesh`` in any units, or a file that signals.mesh reads.
+            effort: 0 is the feed-forward code; up to 9 refines it against the shape's field.
+            seed: of the surface samples and the search.
+
+        Raises:
+            SignalError: an input has no usable surface, or its code decodes to nothing.
+        """
+        if not 0 <= effort <= MAX_EFFORT:
+            raise PolytokError(f"effort={effort} is not within 0..{MAX_EFFORT}")
+        items = list(signals) if isinstance(signals, (list, tuple)) else [signals]
+        if not items:
+            raise PolytokError("nothing to encode: the list is empty")
+        return Codes.cat([self._encode_one(item, effort, seed) for item in items])
+
+    def decode(
+        self,
+        codes: Codes,
+        *,
+        resolution: int = 128,
+        levels: int | None = None,
+        faces: int | None = None,
+    ) -> list[trimesh.Trimesh]:
+        """Decode codes to meshes in original units.
+
+        Args:
+            resolution: cells along a side of the grid. levels: decode this prefix of scales.
+            faces: decimate to at most this many.
+
+        Raises:
+            SignalError: a code decodes to an empty mesh, or an argument is out of range.
+        """
+        if levels is not None:
+            codes = codes.prefix(levels=levels)
+        out = []
+        for item in range(len(codes)):
+            one = codes[item]
+            mesh = self._extract(self.field(one), resolution)
+            mesh = meshes.clean(mesh, max_faces=faces)
+            mesh.vertices = self._frame(one).undo(mesh.vertices)
+            out.append(mesh)
+        return out
+
+    @torch.inference_mode()
+    def field(self, codes: Codes) -> PlaneField:
+        """Decode a batch of one to its field in the normalised frame."""
+        field: PlaneField = self.model.decode(codes)["field"]
+        return field
+
+    def pack(
+        self, codes: Codes, *, max_bytes: int | None = None, coder: str = "auto"
+    ) -> list[bytes]:
+        """Turn codes into the bytes of one ``.ptk`` file each.
+
+        Args:
+            max_bytes: keep the most scales that fit. coder: ``auto`` (the smaller of range coded
+                and raw) or ``raw``.
+        """
+        if coder not in ("auto", "raw"):
+            raise PolytokError(f"coder={coder!r} is not one of auto, raw")
+        histograms = self.histograms if coder == "auto" else None
+        files = []
+        for item in range(len(codes)):
+            data = bitstream.pack(
+                codes[item], self.spec, weights=self.weights, histograms=histograms
+            )
+            if max_bytes is not None:
+                data = self.truncate(data, max_bytes)
+            files.append(data)
+        return files
+
+    def unpack(self, data: bytes, *, partial: bool = False) -> Codes:
+        """Turn the bytes of a ``.ptk`` file into codes."""
+        return bitstream.unpack(
+            data, self.spec, weights=self.weights, histograms=self.histograms, partial=partial
+        )
+
+    def truncate(self, data: bytes, max_bytes: int) -> bytes:
+        """Return the largest valid prefix of a file that has at most ``max_bytes``."""
+        return bitstream.truncate(
+            data, self.spec, max_bytes, weights=self.weights, histograms=self.histograms
+        )
+
+    def _encode_one(self, signal: object, effort: int, seed: int) -> Codes:
+        mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
+        if effort == 0:
+            surface = meshes.surface(mesh, seed=seed)
+        else:
+            surface = meshes.prepare(mesh, seed=seed)
+        batch = self._batch(surface, seed)
+        with torch.inference_mode():
+            codes = self.model.encode(batch)
+        if effort:
+            codes = self._search(codes, batch, surface, effort, seed)
+        if self._is_empty(codes):
+            codes = self._rescue(codes, batch, mesh, effort, seed)
+        return codes
+
+    def _batch(self, surface: meshes.Surface, seed: int) -> dict[str, torch.Tensor]:
+        """Subset the prepared samples as training does: uniform and sharp points in fixed shares."""
+        config = self.model.config
+        num_sharp = round(config.num_points * config.sharp_fraction)
+        rng = numpy_rng(seed, "points")
+        chosen = np.concatenate(
+            [
+                rng.permutation(surface.num_uniform)[: config.num_points - num_sharp],
+                surface.num_uniform
+                + rng.permutation(len(surface.points) - surface.num_uniform)[:num_sharp],
+            ]
+        )
+        return {
+            "points": torch.from_numpy(surface.points[chosen])[None],
+            "normals": torch.from_numpy(surface.normals[chosen])[None],
+            "centre": torch.from_numpy(np.asarray(surface.frame.centre, np.float32))[None],
+            "scale": torch.tensor([float(surface.frame.scale)]),
+        }
+
+    def _search(
+        self,
+        codes: Codes,
+        batch: dict[str, torch.Tensor],
+        prepared: meshes.Prepared,
+        effort: int,
+        seed: int,
+    ) -> Codes:
+        with torch.no_grad():
+            moments = self.model.bottleneck.gaussian(
+                self.model.encoder(batch["points"], batch["normals"])
+            )
+        result = refine(
+            self.model,
+            moments.latents,
+            torch.from_numpy(prepared.queries)[None],
+            torch.from_numpy(prepared.sdf)[None],
+            effort=effort,
+            seed=seed,
+        )
+        return Codes(indices=result.indices, meta=codes.meta)
+
+    def _rescue(
+        self,
+        codes: Codes,
+        batch: dict[str, torch.Tensor],
+        mesh: object,
+        effort: int,
+        seed: int,
+    ) -> Codes:
+        """Search harder while the code decodes to nothing, as it may for very thin shapes."""
+        prepared = meshes.prepare(mesh, seed=seed)
+        for higher in range(max(effort + 1, 3), MAX_EFFORT + 1, 2):
+            codes = self._search(codes, batch, prepared, higher, seed)
+            if not self._is_empty(codes):
+                return codes
+        raise SignalError("the code of this shape decodes to an empty mesh at every effort")
+
+    def _is_empty(self, codes: Codes) -> bool:
+        axis = np.linspace(-1, 1, PROBE_RESOLUTION, dtype=np.float32)
+        grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+        return not bool((_evaluate(self.field(codes), grid) > 0).any())
+
+    def _extract(self, field: PlaneField, resolution: int) -> trimesh.Trimesh:
+        import trimesh
+
+        surface = meshes.extract(lambda points: _evaluate(field, points), resolution)
+        return trimesh.Trimesh(surface.vertices, surface.faces, process=False)
+
+    def _frame(self, codes: Codes) -> meshes.Frame:
+        return meshes.Frame(
+            centre=codes.meta["centre"][0].numpy(), scale=float(codes.meta["scale"][0])
+        )
+
+
+@torch.inference_mode()
+def _evaluate(field: PlaneField, points: NDArray[np.float32]) -> NDArray[np.float32]:
+    parts = [field(p[None])[0] for p in torch.from_numpy(points).split(1 << 17)]
+    return torch.cat(parts).numpy()

@@ -1,0 +1,162 @@
+"""How VAT is trained: its stages, its samples, its scores (card vat 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polytok.core.config import from_dict, override
+from polytok.core.contracts import Batch, Stage, Tokenizer
+from polytok.core.errors import ConfigError
+from polytok.data.prepared import PreparedFolder, prepare_folder
+from polytok.data.shapes import ShapeSampling, ShapeSource
+from polytok.systems.shape.vat.config import preset
+from polytok.systems.shape.vat.model import VAT
+from polytok.training import Recipe
+
+# "warm" trains on means alone: a fresh encoder says nothing, and noise on top of nothing teaches
+# the decoder to ignore the latents. "continuous" and "quantized" are the card's two phases.
+STAGES = (
+    Stage(
+        name="warm",
+        weights={"rec": 1.0, "kl": 1e-4},
+        options={"is_sampled": False, "bottleneck.is_quantized": False},
+    ),
+    Stage(
+        name="continuous",
+        weights={"rec": 1.0, "kl": 1e-3},
+        options={"is_sampled": True, "bottleneck.is_quantized": False},
+    ),
+    Stage(
+        name="quantized",
+        weights={"rec": 1.0, "kl": 1e-3, "vq": 1.0},
+        options={
+            "is_sampled": True,
+            "bottleneck.is_quantized": True,
+            "bottleneck.quantizer.restart_every": 200,
+        },
+    ),
+    Stage(
+        name="settle",
+        weights={"rec": 1.0, "kl": 1e-3, "vq": 1.0},
+        options={"bottleneck.quantizer.restart_every": 0},
+    ),
+)
+
+VAL_SEED = 1_000_003
+VAL_BATCH = 16
+
+
+@dataclass
+class VATTraining:
+    """A run that is ready to start: what :func:`polytok.training.fit` takes."""
+
+    model: VAT
+    source: ShapeSource
+    validate: Callable[[Tokenizer], Mapping[str, float]] | None
+
+
+def prepare_training(recipe: Recipe) -> VATTraining:
+    """Build the model and the sources of a recipe; prepares the data first where it is missing.
+
+    Raises:
+        ConfigError: a sampling key is set that the preset's configuration decides.
+    """
+    config = override(preset(recipe.preset), **recipe.config)
+    torch.manual_seed(recipe.train.seed)
+    model = VAT(config)
+    taken = {"num_points", "sharp_fraction"} & set(recipe.sampling)
+    if taken:
+        raise ConfigError(f"set {', '.join(sorted(taken))} under [config], not under [sampling]")
+    shared = {"num_points": config.num_points, "sharp_fraction": config.sharp_fraction}
+    sampling = from_dict(ShapeSampling, {**recipe.sampling, **shared})
+    train = _prepared(recipe.data.train, recipe.data.prepared)
+    source = ShapeSource(PreparedFolder(train), sampling, seed=recipe.train.seed)
+    validate = None
+    if recipe.data.val:
+        folder = PreparedFolder(_prepared(recipe.data.val, recipe.data.prepared))
+        validate = Validation(folder, shared, recipe.data.num_val)
+    return VATTraining(model=model, source=source, validate=validate)
+
+
+def _prepared(source: str, root: str) -> Path:
+    """A prepared folder itself, or where the meshes of ``source`` are prepared."""
+    path = Path(source)
+    if path.is_dir() and next(path.rglob("*.glb.safetensors"), None):
+        return path
+    out = Path(root) / path.stem
+    prepare_folder(path, out)
+    return out
+
+
+class Validation:
+    """Scores on fixed samples of unseen shapes, without augmentation.
+
+    IoU on volume queries of the full code, of every prefix of scales and of the mean latent;
+    ``cs_iou`` is the mean over the prefixes 1..K-1.
+    """
+
+    def __init__(self, store: PreparedFolder, shared: dict[str, float], count: int) -> None:
+        sampling = from_dict(
+            ShapeSampling,
+            {
+                **shared,
+                "num_volume": 1024,
+                "num_near": 1024,
+                "rotate": False,
+                "mirror": False,
+                "stretch": 0.0,
+                "mix": 0.0,
+            },
+        )
+        source = ShapeSource(store, sampling, seed=VAL_SEED)
+        samples = [source.sample(n) for n in range(min(count, len(store)))]
+        self.batches = [
+            {k: torch.stack([s[k] for s in part]) for k in part[0]}
+            for part in (samples[i : i + VAL_BATCH] for i in range(0, len(samples), VAL_BATCH))
+        ]
+        self.num_volume = sampling.num_volume
+
+    def __call__(self, tokenizer: Tokenizer) -> dict[str, float]:
+        assert isinstance(tokenizer, VAT)
+        rows = [self._score(tokenizer, batch) for batch in self.batches]
+        return {key: float(torch.cat([r[key] for r in rows]).mean()) for key in rows[0]}
+
+    def _score(self, model: VAT, batch: Batch) -> dict[str, Tensor]:
+        device = next(model.parameters()).device
+        batch = {k: v.to(device) for k, v in batch.items()}
+        hidden = model.encoder(batch["points"], batch["normals"])
+        latents = model.bottleneck.gaussian(hidden).latents
+        scores = self._iou(model, latents, batch, "latent")
+        if not model.bottleneck.is_quantized:
+            return scores
+        out = model.bottleneck.quantizer(latents)
+        prefixes = out.stats["prefixes"]
+        scores |= self._iou(model, out.latents, batch, "full")
+        per_level = [
+            self._iou(model, p, batch, f"prefix_{k + 1}") for k, p in enumerate(prefixes[:-1])
+        ]
+        for score in per_level:
+            scores |= {k: v for k, v in score.items() if not k.startswith("near")}
+        scores["cs_iou"] = torch.stack(
+            [score[f"iou_prefix_{k + 1}"] for k, score in enumerate(per_level)]
+        ).mean(0)
+        return scores
+
+    def _iou(self, model: VAT, latents: Tensor, batch: Batch, name: str) -> dict[str, Tensor]:
+        guess = model.field(latents)(batch["queries"]) > 0
+        truth = batch["sdf"] < 0
+        both, either = (guess & truth).float(), (guess | truth).float()
+        split = self.num_volume
+
+        def ratio(part: slice) -> Tensor:
+            return both[:, part].sum(1) / either[:, part].sum(1).clamp(min=1)
+
+        return {
+            f"iou_{name}": ratio(slice(0, split)),
+            f"near_iou_{name}": ratio(slice(split, None)),
+        }
