@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from contracts.cases import CASES, Case, shape_batch, state, take
-from polytok.core.contracts import Batch, Codes, StepContext, Tokenizer
+from polytok.core.contracts import Batch, Codes, StepContext, Tokenizer, TokenizerSpec
 from polytok.core.errors import PolytokError
 
 ITEMS = 3
@@ -22,16 +23,21 @@ def cases(keep: object = lambda case: True) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
+@functools.cache
+def spec_of(case: Case) -> TokenizerSpec:
+    return case.build().spec
+
+
 def has_prefix(kind: str) -> object:
-    return lambda case: case.build().spec.prefix == kind
+    return lambda case: spec_of(case).prefix == kind
 
 
 def is_discrete(case: Case) -> bool:
-    return case.build().spec.is_discrete
+    return spec_of(case).is_discrete
 
 
 def has_decoder(case: Case) -> bool:
-    return case.build().spec.output is not None
+    return spec_of(case).output is not None
 
 
 def built(case: Case) -> tuple[Tokenizer, Batch]:
@@ -270,7 +276,7 @@ def test_codes_slice_join_and_move(case: Case) -> None:
     assert codes.to("meta")[0].to(device="meta").grid == codes.grid
 
 
-@cases(lambda case: len(case.build().spec.levels) > 1)
+@cases(lambda case: len(spec_of(case).levels) > 1)
 @torch.no_grad()
 def test_start_level_skips_levels(case: Case) -> None:
     model, batch = built(case)
