@@ -95,9 +95,8 @@ def read_header(data: bytes) -> Header:
         FormatError: no ``.ptk`` file, of another version, or with values that none can have.
     """
     if len(data) < _PREFIX.size or data[:3] != MAGIC:
-        raise FormatError(
-            f"not a .ptk file: {len(data)} bytes that begin with {bytes(data[:4]).hex() or 'nothing'}"
-        )
+        start = f" that begin with {bytes(data[:4]).hex()}" if data else ""
+        raise FormatError(f"not a .ptk file: {len(data)} bytes{start}")
     _, version, weights, flags, levels = _PREFIX.unpack_from(data)
     if version != VERSION:
         raise FormatError(f"the file has .ptk version {version}; this program reads {VERSION}")

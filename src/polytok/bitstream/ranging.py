@@ -67,7 +67,7 @@ class RangeCoder:
         encoder = _queue.RangeEncoder()
         for level_ids, model in zip(ids, self.models, strict=True):
             encoder.encode(level_ids.astype(np.int32), model)
-        whole = encoder.get_compressed().astype(_WORD).tobytes()
+        whole = bytes(encoder.get_compressed().astype(_WORD).tobytes())
         # Any number inside the coder's last interval will do. Of the numbers with ``length`` bytes
         # only the two neighbours of the one we have can lie inside if no shorter one does; at the
         # first length at most one does, and it may end in zeros.
@@ -97,7 +97,7 @@ class RangeCoder:
         return common_levels(self._read(payload, b"\x00"), self._read(payload, b"\xff"))
 
     def _read(self, payload: bytes, fill: bytes) -> Ids:
-        """Read levels until the coder meets a number that no code has; ``fill`` follows for ever."""
+        """Read levels until the coder meets a number of no code; ``fill`` follows for ever."""
         # The coder spends at most 24 bits on an id and looks two words ahead.
         length = 4 * (sum(level.count or 0 for level in self.levels) + 2)
         words = np.frombuffer(payload.ljust(length, fill)[:length], dtype=_WORD)

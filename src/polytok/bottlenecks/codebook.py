@@ -26,9 +26,7 @@ def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     return torch.cat(parts).view(vectors.shape[:-1]) if parts else flat.new_zeros(0).long()
 
 
-def kmeans(
-    vectors: Tensor, count: int, *, rng: torch.Generator, iterations: int = 10
-) -> Tensor:
+def kmeans(vectors: Tensor, count: int, *, rng: torch.Generator, iterations: int = 10) -> Tensor:
     """Lloyd's algorithm from random starts; a centre that loses all its points starts again.
 
     Args:

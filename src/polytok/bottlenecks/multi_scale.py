@@ -236,7 +236,7 @@ class MultiScaleVQ(Bottleneck):
             return
         # Seeded by the step, so every rank draws the same rows and a resumed run repeats itself.
         rng = torch.Generator().manual_seed(self.seed + int(self.steps))
-        pool = gather_over_ranks(torch.cat([v.flatten(0, 1) for v in inputs]))
+        pool = torch.cat([gather_over_ranks(v.flatten(0, 1)) for v in inputs])
         rows = torch.randint(len(pool), (len(dead),), generator=rng).to(pool.device)
         self.embedding.weight[dead] = pool[rows]
         # A fresh code counts as used uniformly; it must earn its place until the next restart.

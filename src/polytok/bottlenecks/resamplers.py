@@ -6,6 +6,7 @@ attention resampler learns queries instead.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -93,9 +94,9 @@ def linear1d(slots: tuple[int, ...], dim: int) -> ScaleResampler:
     return MatrixResampler(
         slots,
         lambda basis, count: F.adaptive_avg_pool1d(basis.T[None], count)[0].T,
-        lambda basis, count: F.interpolate(
-            basis.T[None], size=count, mode="linear", align_corners=False
-        )[0].T,
+        lambda basis, count: (
+            F.interpolate(basis.T[None], size=count, mode="linear", align_corners=False)[0].T
+        ),
         (slots[-1],),
     )
 
@@ -166,6 +167,6 @@ def make_resampler(name: str, slots: tuple[int, ...], dim: int) -> ScaleResample
     """
     if name not in RESAMPLERS:
         raise UnknownNameError("resampler", name, RESAMPLERS)
-    if not slots or slots[0] < 1 or any(b < a for a, b in zip(slots, slots[1:], strict=False)):
+    if not slots or slots[0] < 1 or any(b < a for a, b in itertools.pairwise(slots)):
         raise ConfigError(f"slots={slots} must be positive and must not shrink")
     return RESAMPLERS[name](slots, dim)

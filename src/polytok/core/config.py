@@ -72,8 +72,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if len(value) != len(args):
             raise ConfigError(f"{where} takes {len(args)} values, got {len(value)}")
         return tuple(_typed(v, a, where) for v, a in zip(value, args, strict=True))
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(typing.cast(type, hint), value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if type(value) is hint else from_dict(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (

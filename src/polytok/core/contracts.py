@@ -97,7 +97,9 @@ class Codes:
     def to(self, *args: Any, **kwargs: Any) -> Codes:
         """Move every tensor; dtypes of indices never change."""
         return self._map(
-            lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(_device(args, kwargs, t))
+            lambda t: (
+                t.to(*args, **kwargs) if t.is_floating_point() else t.to(_device(args, kwargs, t))
+            )
         )
 
     def prefix(self, *, levels: int | None = None, tokens: int | None = None) -> Codes:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,17 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytok.core.errors import PolytokError, SignalError, one_line
+from polytok.core.errors import PolytokError
 from polytok.core.files import write_bytes, write_text
 from polytok.core.seeding import derive
+from polytok.data.workers import Failure, run_jobs, termination_as_interrupt
 
 Array = NDArray[np.float32]
 Record = dict[str, Any]
 
 TIME_LIMIT = 120.0
 SUFFIX = ".safetensors"
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_ASIDE = 2
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,7 @@ def prepare_folder(
         raise PolytokError(f"time_limit={time_limit} is not positive")
     start, out = time.perf_counter(), Path(out)
     with ExitStack() as stack:
+        stack.enter_context(termination_as_interrupt())
         root = _opened(Path(source), stack)
         notes = _metadata(root)
         files = _meshes(root)
@@ -83,18 +78,19 @@ def prepare_folder(
         out.mkdir(parents=True, exist_ok=True)
         done = {f: r for f in files if (r := _finished(out, f)) is not None}
         jobs = [
-            _Job(str(root), file, str(out), seed, time_limit, notes.get(file, {}))
+            _Job(str(root), file, str(out), seed, notes.get(file, {}))
             for file in files
             if file not in done
         ]
         failed: dict[str, str] = {}
         bar = stack.enter_context(_Bar(len(files), len(done), progress))
         try:
-            for job, record in _run(jobs, processes or os.cpu_count() or 1):
-                if "reason" in record:
-                    failed[job.file] = record["reason"]
+            workers = processes or os.cpu_count() or 1
+            for job, got in run_jobs(_prepare_one, jobs, processes=workers, time_limit=time_limit):
+                if isinstance(got, Failure):
+                    failed[job.file] = got.reason.removeprefix(f"{root / job.file}: ")
                 else:
-                    done[job.file] = record
+                    done[job.file] = got
                 bar.step(len(failed))
         finally:
             _write_lines(out / "index.jsonl", [done[f] for f in files if f in done])
@@ -156,7 +152,6 @@ class _Job:
     file: str
     out: str
     seed: int
-    time_limit: float
     notes: Record
 
 
@@ -165,28 +160,15 @@ def _target(out: Path, file: str) -> Path:
 
 
 def _prepare_one(job: _Job) -> Record:
-    """Prepare one shape in a worker: the record of its file, or the reason why there is none."""
+    """Prepare one shape in a worker, and return the record that its file holds."""
     from safetensors.numpy import save
 
     from polytok.signals import mesh as meshes
 
     start = time.perf_counter()
-    signal.signal(signal.SIGALRM, _too_late)
-    signal.setitimer(signal.ITIMER_REAL, job.time_limit)
-    try:
-        mesh = meshes.read(Path(job.root) / job.file)
-        solid = meshes.solidify(mesh)
-        prepared = meshes.prepare(solid, seed=derive(job.seed, job.file))
-    except _TooLateError:
-        return {"reason": f"took longer than {job.time_limit:g} s"}
-    except Exception as error:
-        # One bad shape must not end a run over thousands; the reason is kept with its name.
-        text = one_line(error).removeprefix(f"{Path(job.root) / job.file}: ")
-        return {
-            "reason": text if isinstance(error, SignalError) else f"{type(error).__name__}: {text}"
-        }
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    mesh = meshes.read(Path(job.root) / job.file)
+    solid = meshes.solidify(mesh)
+    prepared = meshes.prepare(solid, seed=derive(job.seed, job.file))
     record = {
         "file": job.file,
         "pack": job.notes.get("pack", PurePosixPath(job.file).parent.name),
@@ -202,53 +184,6 @@ def _prepare_one(job: _Job) -> Record:
     data = save(meshes.to_compact(prepared), {"record": json.dumps(record)})
     write_bytes(_target(Path(job.out), job.file), data)
     return {**record, "seconds": round(time.perf_counter() - start, 3)}
-
-
-class _TooLateError(BaseException):
-    """Raised by the alarm; not an Exception, so that no parser swallows it."""
-
-
-def _too_late(*_: object) -> None:
-    raise _TooLateError
-
-
-def _start_worker() -> None:
-    # The parent tells workers when to stop; Ctrl-C reaches the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _run(jobs: list[_Job], processes: int) -> Iterator[tuple[_Job, Record]]:
-    """Prepare jobs in ``processes`` workers; one that dies costs the shapes it held, no others."""
-    for name in _THREADS:
-        os.environ.setdefault(name, "1")
-    suspects: list[_Job] = []
-    rest = list(reversed(jobs))
-    while rest or suspects:
-        # After a crash those that were running go one by one, so that the culprit is known.
-        alone = bool(suspects)
-        queue, width = (suspects, 1) if alone else (rest, processes)
-        held: dict[Future[Record], _Job] = {}
-        pool = _pool(min(width, len(queue)))
-        try:
-            while queue or held:
-                while queue and len(held) < width * _ASIDE and not (alone and held):
-                    job = queue.pop()
-                    held[pool.submit(_prepare_one, job)] = job
-                for future in wait(held, return_when=FIRST_COMPLETED).done:
-                    result = future.result()
-                    yield held.pop(future), result
-        except BrokenProcessPool:
-            if alone:
-                yield next(iter(held.values())), {"reason": "the worker died"}
-            else:
-                suspects = list(held.values())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pool(processes: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
 
 
 class _Bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ EXTENT = 0.98  # half of a normalised shape's longest side
 FAR = 1.0  # signed distance given to points known to be outside, beyond any band
 
 
+@runtime_checkable
 class ShapeStore(Protocol):
     """Prepared shapes: ``load`` gives points, normals, queries, sdf and grad as float32 arrays.
 
@@ -83,7 +84,7 @@ class _Piece:
     def in_cube(self, points: Array) -> NDArray[np.bool_]:
         """Whether points of the target lie in the image of this shape's own query cube."""
         source = (points - self.offset) @ np.linalg.inv(self.linear).T
-        return (np.abs(source) <= BOUND).all(1)
+        return np.all(np.abs(source) <= BOUND, axis=1)
 
 
 def affine_sdf(sdf: Array, gradient: Array, linear: Array) -> Array:

@@ -4,4 +4,12 @@ from polytok.layers.attention import attend
 from polytok.layers.positions import PLANE_AXES, FourierEmbedding
 from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype
 
-__all__ = ["PLANE_AXES", "Block", "CrossBlock", "FeedForward", "FourierEmbedding", "attend", "compute_dtype"]
+__all__ = [
+    "PLANE_AXES",
+    "Block",
+    "CrossBlock",
+    "FeedForward",
+    "FourierEmbedding",
+    "attend",
+    "compute_dtype",
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
 # Coordinates that plane i of a triplane shows, as (column, row) of its picture: xy, xz, zy.
 PLANE_AXES = ((0, 1), (0, 2), (2, 1))
 

@@ -93,7 +93,11 @@ def unpack(data: bytes, model: StrPath | None = None) -> Codes:
 
 
 def save(
-    codes: Codes, path: StrPath, model: StrPath | ShapeCodec = "vat-512b-small", *, force: bool = True
+    codes: Codes,
+    path: StrPath,
+    model: StrPath | ShapeCodec = "vat-512b-small",
+    *,
+    force: bool = True,
 ) -> int:
     """Write one code to a ``.ptk`` file, whole or not at all; returns its bytes."""
     if len(codes) != 1:
@@ -138,9 +142,7 @@ def train(
     system = registry.system_of(ready.preset)
     module = system.load()
     training = module.prepare_training(ready)
-    hub.write_info(
-        run_dir, training.model.config, system=system.name, preset=ready.preset
-    )
+    hub.write_info(run_dir, training.model.config, system=system.name, preset=ready.preset)
     write_text(Path(run_dir) / "recipe.json", json.dumps(values, indent=2) + "\n")
     return fit(
         training.model,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polytok.layers import PLANE_AXES, Block, compute_dtype
+
 
 class ResidualConv(nn.Module):
     """Two 3x3 convolutions behind GroupNorm and SiLU, with a residual."""
@@ -44,7 +47,7 @@ class PlaneUpsampler(nn.Module):
         super().__init__()
         self.size = size
         self.project = nn.Linear(dim, channels[0])
-        stages = list(zip(channels, channels[1:], strict=False))
+        stages = list(itertools.pairwise(channels))
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(stages, start=1):
             layers.append(nn.ConvTranspose2d(before, after, 2, stride=2))
@@ -136,9 +139,7 @@ class TriplaneDecoder(nn.Module):
         self.upsample = PlaneUpsampler(dim, plane_size, channels, refine_last=refine_last)
         widths = [3 * channels[-1], *[mlp_dim] * mlp_layers]
         hidden = [
-            layer
-            for a, b in zip(widths, widths[1:], strict=False)
-            for layer in (nn.Linear(a, b), nn.ReLU())
+            layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())
         ]
         self.head = nn.Sequential(*hidden, nn.Linear(mlp_dim, 1))
 

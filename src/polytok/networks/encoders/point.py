@@ -56,7 +56,7 @@ class PlanePooling(nn.Module):
         """Pool point features (B, P, in_dim) at points (B, P, 3)."""
         batch, size = points.shape[0], self.size
         pooled = []
-        for plane, axes in enumerate(PLANE_AXES):
+        for axes in PLANE_AXES:
             place = (points[..., list(axes)] / self.extent + 1) * (size / 2)
             cell = place.floor().clamp(0, size - 1)
             inside = place - cell - 0.5

@@ -19,6 +19,7 @@ from polytok.core.errors import SignalError
 from polytok.core.seeding import numpy_rng
 from polytok.signals.mesh.flood import Flood
 from polytok.signals.mesh.frame import Frame
+from polytok.signals.mesh.io import check
 from polytok.signals.mesh.parts import Parts, divide, unite, weld
 from polytok.signals.mesh.rays import Rays
 
@@ -196,8 +197,10 @@ def solidify(mesh: trimesh.Trimesh, *, resolution: int = 128, max_faces: int = M
         max_faces: larger meshes are decimated to about this many faces first.
 
     Raises:
-        SignalError: no face has an area.
+        SignalError: there are no faces, a coordinate or a face is out of range, or no face has an
+            area.
     """
+    check(np.asarray(mesh.vertices), np.asarray(mesh.faces))
     frame = Frame.of(mesh)
     vertices = frame.apply(mesh.vertices)
     vertices, faces = weld(vertices, np.asarray(mesh.faces, np.int64))

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import trimesh
 from numpy.typing import NDArray
 
 from polytok import bitstream
 from polytok.core.contracts import Codes, TokenizerSpec
 from polytok.core.errors import PolytokError, SignalError
-from polytok.core.seeding import numpy_rng
+from polytok.core.seeding import derive, numpy_rng
 from polytok.networks.decoders import PlaneField
 from polytok.signals import mesh as meshes
 from polytok.systems.shape.vat.model import VAT
 from polytok.systems.shape.vat.search import refine
 
-if TYPE_CHECKING:
-    import trimesh
-
-Signal = "trimesh.Trimesh | str | PathLike[str]"
+Signal = trimesh.Trimesh | str | PathLike[str]
 MAX_EFFORT = 9
 PROBE_RESOLUTION = 48
 
@@ -48,7 +46,9 @@ class ShapeCodec:
         usage = self.model.bottleneck.quantizer.usage.double()
         return [np.rint(row.numpy() * 2**20).astype(np.int64) for row in usage]
 
-    def encode(self, signals: object, *, effort: int = 0, seed: int = 0) -> Codes:
+    def encode(
+        self, signals: Signal | Sequence[Signal], *, effort: int = 0, seed: int = 0
+    ) -> Codes:
         """Encode a mesh, a path, or a list of them.
 
         Args:
@@ -61,7 +61,7 @@ class ShapeCodec:
         """
         if not 0 <= effort <= MAX_EFFORT:
             raise PolytokError(f"effort={effort} is not within 0..{MAX_EFFORT}")
-        items = list(signals) if isinstance(signals, (list, tuple)) else [signals]
+        items = [signals] if isinstance(signals, Signal) else list(signals)
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
         return Codes.cat([self._encode_one(item, effort, seed) for item in items])
@@ -134,33 +134,31 @@ class ShapeCodec:
             data, self.spec, max_bytes, weights=self.weights, histograms=self.histograms
         )
 
-    def _encode_one(self, signal: object, effort: int, seed: int) -> Codes:
+    def _encode_one(self, signal: Signal, effort: int, seed: int) -> Codes:
         mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
-        if effort == 0:
-            surface = meshes.surface(mesh, seed=seed)
-        else:
-            surface = meshes.prepare(mesh, seed=seed)
-        batch = self._batch(surface, seed)
+        solid = meshes.solidify(mesh)
+        batch = self._batch(meshes.surface(solid, seed=seed), seed)
         with torch.inference_mode():
             codes = self.model.encode(batch)
         if effort:
-            codes = self._search(codes, batch, surface, effort, seed)
+            codes = self._search(codes, batch, solid, effort, seed)
+        # A code may decode to nothing, as it does for some very thin shapes: search harder then.
+        for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
+            if not self._is_empty(codes):
+                return codes
+            codes = self._search(codes, batch, solid, higher, seed)
         if self._is_empty(codes):
-            codes = self._rescue(codes, batch, mesh, effort, seed)
+            raise SignalError("the code of this shape decodes to an empty mesh at every effort")
         return codes
 
     def _batch(self, surface: meshes.Surface, seed: int) -> dict[str, torch.Tensor]:
-        """Subset the prepared samples as training does: uniform and sharp points in fixed shares."""
+        """Take a subset of the samples as training does: uniform and sharp in fixed shares."""
         config = self.model.config
         num_sharp = round(config.num_points * config.sharp_fraction)
         rng = numpy_rng(seed, "points")
-        chosen = np.concatenate(
-            [
-                rng.permutation(surface.num_uniform)[: config.num_points - num_sharp],
-                surface.num_uniform
-                + rng.permutation(len(surface.points) - surface.num_uniform)[:num_sharp],
-            ]
-        )
+        sharp = surface.num_uniform + rng.permutation(len(surface.points) - surface.num_uniform)
+        uniform = rng.permutation(surface.num_uniform)
+        chosen = np.concatenate([uniform[: config.num_points - num_sharp], sharp[:num_sharp]])
         return {
             "points": torch.from_numpy(surface.points[chosen])[None],
             "normals": torch.from_numpy(surface.normals[chosen])[None],
@@ -172,39 +170,23 @@ class ShapeCodec:
         self,
         codes: Codes,
         batch: dict[str, torch.Tensor],
-        prepared: meshes.Prepared,
+        solid: meshes.Solid,
         effort: int,
         seed: int,
     ) -> Codes:
+        prepared = meshes.prepare(solid, seed=derive(seed, "search"))
         with torch.no_grad():
-            moments = self.model.bottleneck.gaussian(
-                self.model.encoder(batch["points"], batch["normals"])
-            )
+            hidden = self.model.encoder(batch["points"], batch["normals"])
+            latents = self.model.bottleneck.gaussian(hidden).latents
         result = refine(
             self.model,
-            moments.latents,
+            latents,
             torch.from_numpy(prepared.queries)[None],
             torch.from_numpy(prepared.sdf)[None],
             effort=effort,
             seed=seed,
         )
-        return Codes(indices=result.indices, meta=codes.meta)
-
-    def _rescue(
-        self,
-        codes: Codes,
-        batch: dict[str, torch.Tensor],
-        mesh: object,
-        effort: int,
-        seed: int,
-    ) -> Codes:
-        """Search harder while the code decodes to nothing, as it may for very thin shapes."""
-        prepared = meshes.prepare(mesh, seed=seed)
-        for higher in range(max(effort + 1, 3), MAX_EFFORT + 1, 2):
-            codes = self._search(codes, batch, prepared, higher, seed)
-            if not self._is_empty(codes):
-                return codes
-        raise SignalError("the code of this shape decodes to an empty mesh at every effort")
+        return replace(codes, indices=result.indices)
 
     def _is_empty(self, codes: Codes) -> bool:
         axis = np.linspace(-1, 1, PROBE_RESOLUTION, dtype=np.float32)
@@ -212,8 +194,6 @@ class ShapeCodec:
         return not bool((_evaluate(self.field(codes), grid) > 0).any())
 
     def _extract(self, field: PlaneField, resolution: int) -> trimesh.Trimesh:
-        import trimesh
-
         surface = meshes.extract(lambda points: _evaluate(field, points), resolution)
         return trimesh.Trimesh(surface.vertices, surface.faces, process=False)
 

@@ -1,4 +1,4 @@
-"""The VAT tokenizer: points -> in-context encoder -> VVQ -> triplane field (card vat, section 3)."""
+"""The VAT tokenizer: points -> in-context encoder -> VVQ -> triplane field (arXiv 2412.02202)."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class VAT(Tokenizer):
         """
         z = self.bottleneck.gaussian(self._encode(batch), rng=rng).latents
         out = self.bottleneck.quantizer(z)
-        meta = {k: batch[k] for k in ("centre", "scale") if k in batch}
+        meta: dict[str, Tensor] = {k: batch[k] for k in ("centre", "scale") if k in batch}
         return Codes(indices=out.indices, meta=meta)
 
     def decode(
@@ -184,7 +184,7 @@ class VAT(Tokenizer):
         return self.encoder(points, normals)
 
     def _noise(self, batch: Batch) -> Tensor | None:
-        """Standard normal noise (B, M, d) from each sample's own seed, zero where the mean serves."""
+        """Standard normal noise (B, M, d) from each sample's own seed; zero for the mean."""
         if not (self.is_sampled and self.config.is_variational and self.training):
             return None
         shape = (self.config.num_latents, self.config.code_dim)
