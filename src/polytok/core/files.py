@@ -38,7 +38,7 @@ def atomic_path(target: str | os.PathLike[str], *, force: bool = True) -> Iterat
         mask = os.umask(0)
         os.umask(mask)
         aside.chmod(0o666 & ~mask)
-        os.replace(aside, target)
+        aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of (B, N, D) tokens to a context (B, S, D), with LayerNorm on q and k."""
+    """Multi-head attention of (B, N, D) to a context (B, S, D), with LayerNorm on q and k."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

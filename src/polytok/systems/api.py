@@ -51,7 +51,7 @@ def _find(name: str) -> tuple[Path, str]:
         tag = registry.system_of(name).default_weights.get(name)
         if tag is None or tag not in registry.WEIGHTS:
             raise WeightsError(
-                f"preset {name!r} has no trained weights; train it with a recipe and load its folder"
+                f"preset {name!r} has no trained weights; train a recipe and load its folder"
             )
         return SHIPPED / registry.WEIGHTS[tag].path, tag
     if "/" in name and not Path(name).exists() and name.count("/") == 1:
