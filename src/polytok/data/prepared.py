@@ -76,6 +76,7 @@ def prepare_folder(
         if not files:
             raise PolytokError(f"{source} has no meshes")
         out.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         done = {f: r for f in files if (r := _finished(out, f)) is not None}
         jobs = [
             _Job(str(root), file, str(out), seed, notes.get(file, {}))
@@ -263,6 +264,12 @@ def _finished(out: Path, file: str) -> Record | None:
     except Exception:
         # Not a file of ours, or damaged since: it is made again.
         return None
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed run left half written."""
+    for path in out.rglob(f".*.part{SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def _write_lines(path: Path, rows: list[Record]) -> None:

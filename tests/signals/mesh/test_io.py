@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+
+from polytok.core.errors import PolytokError, SignalError
+from polytok.signals.mesh.io import EXTENSIONS, WRITABLE, dropped, read, write
+
+BOX = trimesh.creation.box([1.0, 2.0, 3.0])
+Tree = dict[str, Any]
+
+
+def exported(kind: str, mesh: trimesh.Trimesh = BOX, **options: Any) -> bytes:
+    data = mesh.export(file_type=kind, **options)
+    return data.encode() if isinstance(data, str) else data
+
+
+def edited_glb(edit: Callable[[Tree], None], data: bytes | None = None) -> bytes:
+    data = data or exported("glb")
+    end = 20 + struct.unpack("<I", data[12:16])[0]
+    tree = json.loads(data[20:end])
+    edit(tree)
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    head = b"glTF" + struct.pack("<II", 2, 20 + len(text) + len(data) - end)
+    return head + struct.pack("<I", len(text)) + b"JSON" + text + data[end:]
+
+
+def triangle(kind: str, number: str = "1", index: str = "2") -> str:
+    """A one-face text file whose last coordinate and last index are given."""
+    return {
+        "obj": f"v 0 0 0\nv 1 0 0\nv 0 {number} 0\nf 1 2 {int(index) + 1}\n",
+        "off": f"OFF\n3 1 0\n0 0 0\n1 0 0\n0 {number} 0\n3 0 1 {index}\n",
+        "ply": "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\n"
+        "property float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"
+        f"0 0 0\n1 0 0\n0 {number} 0\n3 0 1 {index}\n",
+        "stl": "solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\n"
+        f"vertex 0 {number} 0\nendloop\nendfacet\nendsolid a\n",
+    }[kind]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(SignalError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert str(path) in text and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj", "ply", "stl"])
+def test_written_meshes_read_back(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"box.{kind}"
+    write(BOX, path)
+    back = read(path)
+    assert len(back.faces) == 12
+    assert back.area == pytest.approx(BOX.area, rel=1e-6)
+    np.testing.assert_allclose(back.bounds, BOX.bounds, atol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_off_and_gltf_and_upper_case(tmp_path: Path) -> None:
+    (tmp_path / "A.OFF").write_bytes(exported("off"))
+    for name, data in trimesh.Scene(BOX).export(file_type="gltf").items():
+        (tmp_path / name).write_bytes(data)
+    for name in ("A.OFF", "model.gltf"):
+        assert read(tmp_path / name).area == pytest.approx(BOX.area)
+
+
+def test_quads_become_triangles(tmp_path: Path) -> None:
+    path = tmp_path / "quad.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3 4\n")
+    mesh = read(path)
+    assert len(mesh.faces) == 2 and mesh.area == pytest.approx(1.0)
+
+
+def test_scenes_are_flattened(tmp_path: Path) -> None:
+    scene = trimesh.Scene()
+    turn = trimesh.transformations.rotation_matrix(np.pi / 2, [0, 0, 1])
+    turn[:3, 3] = [10, 0, 0]
+    mirror = np.diag([-1.0, 1, 1, 1])
+    mirror[:3, 3] = [0, 20, 0]
+    scene.add_geometry(BOX, geom_name="box", node_name="one", transform=turn)
+    scene.add_geometry(BOX, geom_name="box", node_name="two", parent_node_name="one")
+    scene.add_geometry(BOX, geom_name="box", node_name="three", transform=mirror)
+    path = tmp_path / "scene.glb"
+    path.write_bytes(scene.export(file_type="glb"))
+    mesh = read(path)
+    assert len(mesh.faces) == 36
+    np.testing.assert_allclose(mesh.bounds, [[-0.5, -0.5, -1.5], [11, 21, 1.5]], atol=1e-5)
+    # Each instance keeps its volume, the mirrored one too.
+    assert mesh.volume == pytest.approx(3 * BOX.volume, rel=1e-5)
+
+
+def test_all_instances_count(tmp_path: Path) -> None:
+    def repeat(tree: Tree) -> None:
+        tree["nodes"] = [{"mesh": 0, "translation": [i, 0, 0]} for i in range(5)]
+        tree["scenes"] = [{"nodes": list(range(5))}]
+
+    path = tmp_path / "five.glb"
+    path.write_bytes(edited_glb(repeat))
+    assert len(read(path).faces) == 60
+
+
+def test_missing_empty_and_folders(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "nothing.glb")
+    (tmp_path / "empty.obj").touch()
+    assert "empty" in refused(tmp_path / "empty.obj")
+    (tmp_path / "folder.glb").mkdir()
+    assert "folder" in refused(tmp_path / "folder.glb")
+
+
+@pytest.mark.parametrize("name", ["mesh", "mesh.xyz", "mesh.glb.txt"])
+def test_unknown_extensions_list_the_known(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(exported("glb"))
+    assert all(known in refused(tmp_path / name) for known in EXTENSIONS)
+
+
+@pytest.mark.parametrize("kind", ["glb", "gltf", "obj", "off", "ply", "stl"])
+def test_text_that_is_no_mesh(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"letter.{kind}"
+    path.write_text("Dear reader,\nthis is not a mesh at all.\n" * 20)
+    refused(path)
+
+
+@pytest.mark.parametrize("kind", ["glb", "off", "ply", "stl", "ascii.ply", "stl_ascii"])
+def test_every_truncation_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "ascii.ply":
+        data, suffix = exported("ply", encoding="ascii"), "ply"
+    else:
+        data, suffix = exported(kind), kind.split("_")[0]
+    data = data.rstrip()
+    path = tmp_path / f"cut.{suffix}"
+    # The last byte or two may be the tail of a number, whose loss no reader can see.
+    for length in range(1, len(data) - 12, max(1, len(data) // 60)):
+        path.write_bytes(data[:length])
+        refused(path)
+
+
+def test_obj_cut_inside_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "cut.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\nf 1 2 3\nf 2 4")
+    assert "truncated" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["obj", "off", "ply", "stl"])
+@pytest.mark.parametrize("number", ["nan", "inf", "1e30", "-1e19"])
+def test_impossible_coordinates(tmp_path: Path, kind: str, number: str) -> None:
+    path = tmp_path / f"bad.{kind}"
+    path.write_text(triangle(kind, number=number))
+    assert "coordinate" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["obj", "off", "ply"])
+@pytest.mark.parametrize("index", ["7", "-5"])
+def test_face_index_out_of_range(tmp_path: Path, kind: str, index: str) -> None:
+    path = tmp_path / f"bad.{kind}"
+    path.write_text(triangle(kind, index=index))
+    refused(path)
+
+
+@pytest.mark.parametrize("kind", ["obj", "off", "ply", "stl"])
+def test_zero_area(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"flat.{kind}"
+    path.write_text(triangle(kind, number="0"))
+    assert "zero area" in refused(path)
+
+
+def test_no_faces(tmp_path: Path) -> None:
+    path = tmp_path / "points.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    assert "no faces" in refused(path)
+    path = tmp_path / "none.gltf"
+    path.write_text('{"asset": {"version": "2.0"}}')
+    assert "no faces" in refused(path)
+
+
+def _set(kind: str, index: int, key: str, value: object) -> Callable[[Tree], None]:
+    return lambda tree: tree[kind][index].__setitem__(key, value)
+
+
+def _zeros_without_bytes(tree: Tree) -> None:
+    del tree["accessors"][0]["bufferView"]
+    tree["accessors"][0]["count"] = 2_000_000_000
+
+
+def _child_of_itself(tree: Tree) -> None:
+    tree["nodes"] = [{"mesh": 0, "children": [1]}, {"children": [0]}]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _set("accessors", 0, "count", 10**9),
+        _set("accessors", 0, "count", -5),
+        _set("accessors", 1, "count", 2),
+        _set("accessors", 1, "byteOffset", 90),
+        _set("bufferViews", 0, "byteLength", 10**12),
+        _set("bufferViews", 1, "byteOffset", 10**6),
+        _set("buffers", 0, "byteLength", 10**12),
+        _set("nodes", 0, "scale", [1e30, 1, 1]),
+        _set("nodes", 0, "mesh", 99),
+        _set("accessors", 1, "componentType", 1),
+        _zeros_without_bytes,
+        _child_of_itself,
+    ],
+)
+def test_glb_that_lies(tmp_path: Path, edit: Callable[[Tree], None]) -> None:
+    path = tmp_path / "lie.glb"
+    path.write_bytes(edited_glb(edit))
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.ply", triangle("ply").replace("vertex 3", "vertex 4000000000").encode()),
+        ("b.ply", triangle("ply").replace("face 1", "face -1").encode()),
+        ("c.ply", triangle("ply").replace("face 1", "face 3").encode()),
+        ("d.off", triangle("off").replace("3 1 0", "4000000000 1 0").encode()),
+        ("e.off", triangle("off").replace("3 1 0", "3 2 0").encode()),
+        ("f.stl", b" " * 80 + struct.pack("<I", 4_000_000_000) + b"\0" * 50),
+    ],
+)
+def test_counts_that_lie(tmp_path: Path, name: str, data: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    refused(path)
+
+
+def test_bit_flips_never_escape(tmp_path: Path) -> None:
+    path, data = tmp_path / "flip.glb", exported("glb")
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(data) * 8, 150):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            mesh = read(path)
+        except SignalError as error:
+            assert "\n" not in str(error)
+        else:
+            assert np.isfinite(mesh.vertices[mesh.faces]).all()
+
+
+def test_what_is_dropped(tmp_path: Path) -> None:
+    def decorate(tree: Tree) -> None:
+        tree["materials"] = [{}]
+        tree["animations"] = [{}]
+        tree["skins"] = [{"joints": [0]}]
+        tree["meshes"][0]["primitives"][0]["attributes"]["TEXCOORD_0"] = 1
+
+    path = tmp_path / "rich.glb"
+    path.write_bytes(edited_glb(decorate))
+    assert set(dropped(path)) == {"materials", "texture coordinates", "skins", "animation"}
+    path.write_bytes(exported("glb"))
+    assert dropped(path) == ()
+    path = tmp_path / "rich.obj"
+    path.write_text("mtllib a.mtl\nvt 0 0\nusemtl a\n" + triangle("obj"))
+    assert dropped(path) == ("materials", "texture coordinates")
+
+
+def test_write_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "box.obj"
+    path.write_text("mine")
+    with pytest.raises(PolytokError, match="exists"):
+        write(BOX, path, force=False)
+    with pytest.raises(SignalError, match=r"\.off"):
+        write(BOX, tmp_path / "box.off")
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    assert set(WRITABLE) < set(EXTENSIONS)
