@@ -4,9 +4,14 @@ Two neighbouring grid points are connected when no triangle crosses the segment 
 rays along the grid lines tell exactly. What the flood from the border does not reach is inside.
 Holes of up to about three cells are closed: a flood that keeps one cell away from the surface
 cannot pass them, and the spaces that only this slower flood finds are filled too.
+
+Alternatively the winding number tells inside from outside. It closes holes of any size, but needs
+faces that are turned consistently.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,20 +36,18 @@ class Flood:
 
     Args:
         rays: the surface. resolution: cells along a side.
+        winding: tells inside by winding numbers of the points (N, 3) given instead of by flood.
     """
 
-    def __init__(self, rays: Rays, resolution: int = 128) -> None:
+    def __init__(
+        self, rays: Rays, resolution: int = 128, winding: Callable[[Array], Array] | None = None
+    ) -> None:
         self.rays, self.side = rays, resolution + 1
         self.cell = 2 * _BORDER / (resolution - 1)
         self.start = -_BORDER - _OFFSET * self.cell
         free = [self._free_edges(axis) for axis in range(3)]
         self.near = _touching([~f for f in free])
-        self.inside = self._enclosed(free)
-
-    @property
-    def volume(self) -> float:
-        """Volume of the inside."""
-        return float(self.inside.sum()) * self.cell**3
+        self.inside = self._enclosed(free) if winding is None else self._wound(winding)
 
     def is_inside(self, points: Array) -> tuple[Bools, Bools]:
         """Whether points (N, 3) are inside, and whether that is known for sure.
@@ -110,6 +113,11 @@ class Flood:
         for _ in range(2):
             leaked |= _spread(leaked, free)
         return ~reached | leaked
+
+    def _wound(self, winding: Callable[[Array], Array]) -> Bools:
+        axes = [start + np.arange(self.side) * self.cell for start in self.start]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        return (winding(grid) > 0.5).reshape(self.near.shape)
 
 
 def _slices(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -88,6 +88,7 @@ class Solid:
         eps: half-thickness of slabs, in the normalised frame; 0 when there is none.
         skin: the faces around it.
         feature: welded vertices and faces with their original edges, to find sharp ones.
+        decimated_from: faces of the source when it had too many, else 0.
     """
 
     frame: Frame
@@ -95,6 +96,7 @@ class Solid:
     eps: float
     skin: Skin
     feature: tuple[Array, Ints]
+    decimated_from: int
     _sides: _Sides = field(repr=False)
     _mesh: trimesh.Trimesh | None = field(default=None, repr=False)
 
@@ -122,6 +124,7 @@ class Solid:
         return {
             "route": self.route,
             "eps": self.eps,
+            "decimated_from": self.decimated_from,
             "skin_faces": len(self.skin.faces),
             "sheet_share": round(float(areas[self.skin.is_sheet].sum() / areas.sum()), 4),
             "distance_mean": round(float(distance.mean()), 6),
@@ -188,12 +191,20 @@ def closest(points: Array, vertices: Array, faces: Ints) -> tuple[Array, Ints, A
     return distance.astype(np.float64), face.astype(np.int64), point
 
 
-def solidify(mesh: trimesh.Trimesh, *, resolution: int = 128, max_faces: int = MAX_FACES) -> Solid:
+def solidify(
+    mesh: trimesh.Trimesh,
+    *,
+    sign: Literal["flood", "winding"] = "flood",
+    resolution: int | None = None,
+    max_faces: int = MAX_FACES,
+) -> Solid:
     """Make a mesh solid.
 
     Args:
         mesh: any triangle mesh, in any units.
-        resolution: cells along a side of the flooded grid.
+        sign: how parts that are not closed get an inside: a grid flooded from outside, or the
+            winding number, which closes large holes where faces are turned consistently.
+        resolution: cells along a side of that grid; None for 128, or 64 with winding numbers.
         max_faces: larger meshes are decimated to about this many faces first.
 
     Raises:
@@ -206,25 +217,38 @@ def solidify(mesh: trimesh.Trimesh, *, resolution: int = 128, max_faces: int = M
     vertices, faces = weld(vertices, np.asarray(mesh.faces, np.int64))
     if not len(faces):
         raise SignalError("no face of the mesh has an area")
-    if len(faces) > max_faces:
+    decimated_from = len(faces) if len(faces) > max_faces else 0
+    if decimated_from:
         vertices, faces = _decimated(vertices, faces, max_faces)
     parts = divide(vertices, faces)
     vertices, faces, num_closed = _join(parts)
-    sides = _Sides(
-        Rays(vertices, faces[:num_closed]) if num_closed else None,
-        Flood(Rays(vertices, faces), resolution) if num_closed < len(faces) else None,
-    )
+    flood = None
+    if num_closed < len(faces):
+        flood = _flood(vertices, faces, sign == "winding", resolution)
+    sides = _Sides(Rays(vertices, faces[:num_closed]) if num_closed else None, flood)
     skin = _skin(vertices, faces, num_closed, sides)
     route: Route = "closed"
     if num_closed < len(faces):
         whole = float(skin.areas.sum())
         enclosed = float(skin.areas[~skin.is_sheet].sum())
-        route = "flood" if enclosed > _MIN_ENCLOSED * whole else "shell"
+        route = sign if enclosed > _MIN_ENCLOSED * whole else "shell"
     eps = THIN if (skin.offset > 0).any() else 0.0
-    solid = Solid(frame, route, eps, skin, (vertices, faces), sides)
+    solid = Solid(frame, route, eps, skin, (vertices, faces), decimated_from, sides)
     if route == "closed" and not eps and len(skin.faces) == len(faces):
         solid._mesh = trimesh.Trimesh(frame.undo(vertices), faces, process=False)
     return solid
+
+
+def _flood(vertices: Array, faces: Ints, is_wound: bool, resolution: int | None) -> Flood:
+    import point_cloud_utils as pcu
+
+    def winding(points: Array) -> Array:
+        small = np.ascontiguousarray(faces, np.int32)
+        return pcu.triangle_soup_fast_winding_number(np.ascontiguousarray(vertices), small, points)
+
+    if is_wound:
+        return Flood(Rays(vertices, faces), resolution or 64, winding)
+    return Flood(Rays(vertices, faces), resolution or 128)
 
 
 def _decimated(vertices: Array, faces: Ints, max_faces: int) -> tuple[Array, Ints]:

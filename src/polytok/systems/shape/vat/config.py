@@ -70,6 +70,8 @@ class VATConfig:
             raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
         if not self.slots or min(self.slots) < 1:
             raise ConfigError(f"slots={self.slots} must be positive counts")
+        if self.prefix_dropout and len(self.slots) < 2:
+            raise ConfigError("prefix_dropout needs at least two scales")
         for name in ("sharp_fraction", "mean_fraction", "prefix_dropout", "refine_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not within [0, 1]")

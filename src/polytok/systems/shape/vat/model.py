@@ -155,6 +155,9 @@ class VAT(Tokenizer):
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         """One step: reconstruction of the queries, KL and quantization losses."""
+        for key in ("queries", "sdf", "seed"):
+            if key not in batch:
+                raise SignalError(f"a training batch of shapes needs {key}")
         out = self.bottleneck(self._encode(batch), noise=self._noise(batch))
         logits = self.field(self._drop_levels(out, batch))(batch["queries"])
         losses = {"rec": self.reconstruction_loss(logits, batch["sdf"]), **out.losses}
