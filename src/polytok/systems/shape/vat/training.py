@@ -19,11 +19,11 @@ from polytok.systems.shape.vat.model import VAT
 from polytok.training import Recipe
 
 # "warm" trains on means alone: a fresh encoder says nothing, and noise on top of nothing teaches
-# the decoder to ignore the latents. "continuous" and "quantized" are the card's two phases.
+# the decoder to ignore the latents. The KL rests too, or it would open sigma wide unopposed. "continuous" and "quantized" are the card's two phases.
 STAGES = (
     Stage(
         name="warm",
-        weights={"rec": 1.0, "kl": 1e-4},
+        weights={"rec": 1.0, "kl": 0.0},
         options={"is_sampled": False, "bottleneck.is_quantized": False},
     ),
     Stage(
