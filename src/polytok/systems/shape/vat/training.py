@@ -19,7 +19,8 @@ from polytok.systems.shape.vat.model import VAT
 from polytok.training import Recipe
 
 # "warm" trains on means alone: a fresh encoder says nothing, and noise on top of nothing teaches
-# the decoder to ignore the latents. The KL rests too, or it would open sigma wide unopposed. "continuous" and "quantized" are the card's two phases.
+# the decoder to ignore the latents. The KL rests too, or it would open sigma wide unopposed.
+# "continuous" and "quantized" are the card's two phases.
 STAGES = (
     Stage(
         name="warm",

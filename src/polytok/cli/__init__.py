@@ -1,0 +1,48 @@
+"""The command line: parse, call, show. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``polytok``; bad input ends with one line on stderr and exit status 2."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status."""
+    import typer
+    from typer.exceptions import TyperException
+
+    from polytok.cli.app import app
+    from polytok.core.errors import PolytokError, one_line
+
+    try:
+        status = typer.main.get_command(app).main(
+            list(arguments), prog_name="polytok", standalone_mode=False
+        )
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except TyperException as error:
+        return _fail(one_line(getattr(error, "message", "") or str(error)))
+    except PolytokError as error:
+        return _fail(one_line(error))
+    except OSError as error:
+        return _fail(one_line(error))
+    except MemoryError:
+        return _fail("not enough memory for this input")
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int = USAGE_ERROR) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,278 @@
+"""The commands of ``polytok``; each calls the library and shows what it returns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polytok.cli import show
+from polytok.core.errors import PolytokError
+
+DEFAULT_MODEL = "vat-512b-small"
+
+app = typer.Typer(
+    help="Any signal in a few tokens, and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Model = Annotated[str, typer.Option(help="Weights tag, preset, or a folder with config.json.")]
+Seed = Annotated[int, typer.Option(help="Of every random draw.", min=0)]
+Effort = Annotated[int, typer.Option(help="0 feed-forward .. 9 longest search.", min=0, max=9)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
+Device = Annotated[str, typer.Option(help="cpu, or an accelerator torch knows.")]
+
+
+@app.command()
+def encode(
+    inputs: Annotated[list[str], typer.Argument(help="Meshes: files, globs or folders.")],
+    output: Output,
+    model: Model = DEFAULT_MODEL,
+    effort: Effort = 0,
+    max_bytes: Annotated[
+        int | None, typer.Option("--bytes", help="Keep the most scales that fit.", min=1)
+    ] = None,
+    coder: Annotated[str, typer.Option(help="auto, or raw (no range coding).")] = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Turn meshes into .ptk files of at most 512 bytes."""
+    from polytok.cli.batch import Batch
+    from polytok.core.files import write_bytes
+    from polytok.systems import api
+
+    batch = Batch.of(inputs, output, ".ptk", force=force)
+    codec = api.load(model, device=show.ready(device, threads))
+
+    def work(source: Path, target: Path) -> dict[str, Any]:
+        show.dropped(source)
+        codes = codec.encode(source, effort=effort, seed=seed)
+        data = codec.pack(codes, max_bytes=max_bytes, coder=coder)[0]
+        write_bytes(target, data, force=force)
+        return {"bytes": len(data), "source_bytes": source.stat().st_size}
+
+    raise typer.Exit(batch.run(work, as_json=as_json, verb="encoding"))
+
+
+@app.command()
+def decode(
+    inputs: Annotated[list[str], typer.Argument(help=".ptk files, globs or folders.")],
+    output: Output,
+    resolution: Annotated[int, typer.Option("--res", help="Grid cells a side.")] = 128,
+    levels: Annotated[int | None, typer.Option(help="Decode only the first scales.")] = None,
+    faces: Annotated[int | None, typer.Option(help="Decimate to at most so many.")] = None,
+    partial: Annotated[bool, typer.Option(help="Accept a file that was cut.")] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="Extension, when the output is a folder.")
+    ] = "glb",
+    model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
+    threads: Threads = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn .ptk files back into meshes (glb, obj, ply, stl by extension)."""
+    from polytok import bitstream
+    from polytok.cli.batch import Batch
+    from polytok.signals import mesh as meshes
+    from polytok.systems import api
+
+    batch = Batch.of(inputs, output, f".{format_.lstrip('.')}", force=force, known=(".ptk",))
+    batch.check_targets(meshes.WRITABLE)
+    show.ready("cpu", threads)
+
+    def work(source: Path, target: Path) -> dict[str, Any]:
+        data = source.read_bytes()
+        codec = api.codec_for(data, model)
+        codes = codec.unpack(data, partial=partial)
+        if partial and not bitstream.read_header(data).is_intact:
+            show.note(f"{source}: cut or damaged; decoding its {len(codes.indices)} whole scales")
+        mesh = codec.decode(codes, resolution=resolution, levels=levels, faces=faces)[0]
+        meshes.write(mesh, target, force=force)
+        return {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+
+    raise typer.Exit(batch.run(work, as_json=as_json, verb="decoding"))
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A .ptk file.")],
+    model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a .ptk file holds: bytes, bits per scale, model, box."""
+    from polytok import bitstream
+    from polytok.systems import api
+
+    data = path.read_bytes()
+    header = bitstream.read_header(data)
+    codec = api.codec_for(data, model)
+    codes = codec.unpack(data)
+    half = 0.98 / header.scale
+    facts = {
+        "file": str(path),
+        "bytes": len(data),
+        "model": codec.name,
+        "weights": header.weights,
+        "scales": header.levels,
+        "tokens": [int(i.shape[1]) for i in codes.indices],
+        "bits": [round(b, 1) for b in bitstream.bits_per_level(codes, codec.spec)],
+        "coder": "range" if header.is_range_coded else "raw",
+        "prefix_bytes": bitstream.sizes(codec.spec)[: header.levels],
+        "centre": [float(c) for c in header.centre],
+        "longest_side": 2 * half,
+    }
+    show.facts(facts, as_json=as_json)
+
+
+@app.command()
+def truncate(
+    path: Annotated[Path, typer.Argument(help="A .ptk file.")],
+    output: Output,
+    max_bytes: Annotated[int, typer.Option("--bytes", help="Largest size of the result.", min=1)],
+    model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
+    force: Force = False,
+) -> None:
+    """Write the largest valid prefix of a .ptk file that fits into so many bytes."""
+    from polytok.core.files import write_bytes
+    from polytok.systems import api
+
+    data = path.read_bytes()
+    shorter = api.codec_for(data, model).truncate(data, max_bytes)
+    write_bytes(output, shorter, force=force)
+    print(f"{output}: {len(shorter)} bytes of {len(data)}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="The mesh to judge.")],
+    second: Annotated[Path, typer.Argument(help="The truth.")],
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score one mesh against another: F-scores, Chamfer distances, normal consistency."""
+    from polytok.metrics import shape_scores
+    from polytok.signals import mesh as meshes
+
+    scores = shape_scores(meshes.read(first), meshes.read(second), seed=seed)
+    show.facts({k: round(v, 5) for k, v in scores.as_dict().items()}, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of meshes.")],
+    model: Model = DEFAULT_MODEL,
+    effort: Effort = 0,
+    every: Annotated[int, typer.Option(help="Only every n-th shape.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="At most so many shapes.", min=1)] = None,
+    resolution: Annotated[int, typer.Option("--res", help="Grid cells a side.")] = 128,
+    prefixes: Annotated[bool, typer.Option(help="Score every prefix of scales too.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a tokenizer on a folder or zip of meshes, with bootstrap intervals."""
+    from polytok.cli.evaluate import evaluate as run
+    from polytok.core.files import write_text
+
+    if output is not None and output.exists() and not force:
+        raise PolytokError(f"{output} exists already; use --force to replace it")
+    show.ready("cpu", threads)
+    report = run(
+        source,
+        model=model,
+        effort=effort,
+        every=every,
+        limit=limit,
+        resolution=resolution,
+        prefixes=prefixes,
+        seed=seed,
+    )
+    if output is not None:
+        write_text(output, json.dumps(report, indent=1) + "\n", force=force)
+    show.evaluation(report, as_json=as_json)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of meshes.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the prepared shapes.")],
+    processes: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
+    seed: Seed = 0,
+) -> None:
+    """Make meshes ready for training; goes on where it was interrupted."""
+    from polytok.data.prepared import prepare_folder
+
+    done = prepare_folder(source, out, processes=processes, seed=seed)
+    routes = ", ".join(f"{k} {v}" for k, v in sorted(done.routes.items()))
+    print(f"{done.ready} shapes ready ({routes}), {done.made} made now in {done.seconds:.0f} s")
+    if done.dropped:
+        print(f"{done.dropped} dropped; {out / 'dropped.jsonl'} says why")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, see recipes/.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run; resumes if it exists.")],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="a.b=value replaces a value of the recipe.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
+) -> None:
+    """Train a recipe, or go on with a run."""
+    from polytok.systems import api
+
+    result = api.train(recipe, run, override or (), minutes)
+    state = "complete" if result.is_complete else "to be continued"
+    print(f"{run}: {result.samples:,} samples in {result.steps:,} steps, {state}")
+
+
+@app.command(name="list")
+def list_(as_json: AsJson = False) -> None:
+    """List systems, presets and weights."""
+    from polytok.core.registry import SYSTEMS, WEIGHTS
+
+    rows = [
+        {
+            "system": s.name,
+            "kind": s.kind,
+            "modality": s.modality,
+            "presets": list(s.presets),
+            "weights": [t for t, w in WEIGHTS.items() if w.preset in s.presets],
+            "paper": s.paper,
+        }
+        for s in SYSTEMS.values()
+    ]
+    show.systems(rows, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, devices and weights, for bug reports."""
+    from polytok.cli.doctor import report
+
+    show.facts(report(), as_json=as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("polytok-demo"),
+    model: Model = DEFAULT_MODEL,
+    effort: Effort = 5,
+    seed: Seed = 0,
+) -> None:
+    """Encode and decode bundled CC0 shapes; writes meshes and one picture."""
+    from polytok.cli.demo import run_demo
+
+    show.demo(run_demo(output, model=model, effort=effort, seed=seed), output)

@@ -1,0 +1,123 @@
+"""Many inputs to as many outputs: one failure costs one file."""
+
+from __future__ import annotations
+
+import glob
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polytok.cli import show
+from polytok.core.errors import PolytokError, one_line
+
+Work = Callable[[Path, Path], dict[str, Any]]
+FAILED = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of an input and where its result goes."""
+
+    jobs: tuple[tuple[Path, Path], ...]
+    is_single: bool
+
+    @staticmethod
+    def of(
+        inputs: list[str],
+        output: Path,
+        suffix: str,
+        *,
+        force: bool,
+        known: tuple[str, ...] | None = None,
+    ) -> Batch:
+        """Expand files, globs and folders; one plain file may be given a file as output.
+
+        Args:
+            suffix: of results in an output folder. known: extensions looked for in folders;
+                default those of meshes.
+
+        Raises:
+            PolytokError: nothing matches, several inputs share a result, or a result exists and
+                ``force`` is false.
+        """
+        sources = _expand(inputs, known)
+        is_single = len(sources) == 1 and not Path(inputs[0]).is_dir()
+        if is_single and not output.is_dir() and output.suffix:
+            jobs = [(sources[0][0], output)]
+        elif output.is_file():
+            raise PolytokError(f"{output} is a file, but there are {len(sources)} inputs")
+        else:
+            jobs = [(s, output / below.with_suffix(suffix)) for s, below in sources]
+        targets = [t for _, t in jobs]
+        if len(set(targets)) < len(targets):
+            twice = next(t for t in targets if targets.count(t) > 1)
+            raise PolytokError(f"several inputs would become {twice}; give them other names")
+        if not force:
+            taken = [t for t in targets if t.exists()]
+            if taken:
+                raise PolytokError(f"{taken[0]} exists already; use --force to replace it")
+        return Batch(tuple(jobs), is_single)
+
+    def check_targets(self, known: tuple[str, ...]) -> None:
+        """Refuse results of an unknown kind before any work is done."""
+        for _, target in self.jobs:
+            if target.suffix.lower() not in known:
+                raise PolytokError(
+                    f"{target} has extension {target.suffix or 'none'!r}; known: {', '.join(known)}"
+                )
+
+    def run(self, work: Work, *, as_json: bool, verb: str) -> int:
+        """Do every job; a line or a JSON row per result. Returns the exit status."""
+        rows, failures = [], []
+        for number, (source, target) in enumerate(self.jobs, start=1):
+            start = time.perf_counter()
+            try:
+                row = {"input": str(source), "output": str(target), **work(source, target)}
+            except (PolytokError, OSError, MemoryError) as error:
+                if self.is_single:
+                    raise
+                failures.append((source, one_line(error)))
+                continue
+            rows.append({**row, "seconds": round(time.perf_counter() - start, 3)})
+            if not as_json:
+                facts = ", ".join(f"{v:,} {k}" for k, v in row.items() if isinstance(v, int))
+                print(f"[{number}/{len(self.jobs)}] {target}: {facts}", flush=True)
+        if as_json:
+            failed = [{"input": str(s), "error": reason} for s, reason in failures]
+            print(json.dumps({"results": rows, "failures": failed}))
+        for source, reason in failures:
+            show.note(f"failed: {_named(source, reason)}")
+        if failures:
+            show.note(f"error: {verb} failed for {len(failures)} of {len(self.jobs)} inputs")
+        return FAILED if failures else 0
+
+
+def _named(source: Path, reason: str) -> str:
+    return reason if reason.startswith(str(source)) else f"{source}: {reason}"
+
+
+def _expand(inputs: list[str], known: tuple[str, ...] | None) -> list[tuple[Path, Path]]:
+    """Inputs, each with its path below the folder it was found in."""
+    if known is None:
+        from polytok.signals.mesh import EXTENSIONS
+
+        known = EXTENSIONS
+    found: dict[Path, Path] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known)
+            if not inside:
+                raise PolytokError(f"{text} has no files of kind {', '.join(known)}")
+            found |= {p: p.relative_to(path) for p in inside}
+        elif path.exists() or not glob.has_magic(text):
+            found[path] = Path(path.name)
+        else:
+            matches = sorted(Path(p) for p in glob.glob(text, recursive=True))  # noqa: PTH207
+            if not matches:
+                raise PolytokError(f"{text} matches no file")
+            found |= {p: Path(p.name) for p in matches if p.is_file()}
+    return list(found.items())

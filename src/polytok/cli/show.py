@@ -1,0 +1,90 @@
+"""Showing results: tables and JSON on stdout, notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def ready(device: str, threads: int | None) -> str:
+    """Set the number of CPU threads and return the device.
+
+    Raises:
+        PolytokError: torch does not have the device.
+    """
+    import torch
+
+    from polytok.core.errors import PolytokError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PolytokError(f"device {device!r} is not to be had here") from error
+    return device
+
+
+def dropped(source: Path) -> None:
+    """Say on one line what of a mesh file is left out, if anything is."""
+    from polytok.signals import mesh as meshes
+
+    names = meshes.dropped(source)
+    if names:
+        note(f"{source}: {', '.join(names)} dropped; only the geometry is encoded")
+
+
+def facts(values: dict[str, Any], *, as_json: bool) -> None:
+    """Print names and values, one a line."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(len(k) for k in values)
+    for key, value in values.items():
+        text = " ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{key:<{width}}  {text}")
+
+
+def systems(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print the registry."""
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print(f"{row['system']}  ({row['kind']}, {row['modality']}; {row['paper']})")
+        print(f"  presets  {' '.join(row['presets'])}")
+        print(f"  weights  {' '.join(row['weights']) or 'none'}")
+
+
+def evaluation(report: dict[str, Any], *, as_json: bool) -> None:
+    """Print the summary of an evaluation, with what each number means."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    head = f"{report['model']}, effort {report['effort']}, {report['resolution']}^3 grid"
+    print(f"{head}: {report['encoded']} of {report['shapes']} shapes")
+    for name, value in report["summary"].items():
+        interval = f"{value['mean']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+        print(f"  {name:<20} {interval}")
+    for failure in report["failures"]:
+        note(f"failed: {failure['shape']}: {failure['reason']}")
+
+
+def demo(rows: list[dict[str, Any]], output: Path) -> None:
+    """Print the demo's table."""
+    print(f"{'shape':<18}{'what':<12}{'bytes':>8}{'F@0.02':>9}{'encode s':>10}{'decode s':>10}")
+    for row in rows:
+        seconds = [f"{row[k]:.2f}" if row.get(k) is not None else "" for k in ("encode", "decode")]
+        score = f"{row['f_002']:.3f}" if row.get("f_002") is not None else ""
+        size = f"{row['bytes']:,}" if row.get("bytes") is not None else "-"
+        print(
+            f"{row['shape']:<18}{row['what']:<12}{size:>8}{score:>9}{seconds[0]:>10}{seconds[1]:>10}"
+        )
+    print(f"picture: {output / 'demo.png'}")

@@ -1,0 +1,1 @@
+"""Signals: reading, preparing, restoring and writing what users have."""
