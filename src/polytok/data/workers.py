@@ -166,6 +166,14 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     os._exit(1)
 
 
+def _interrupt() -> None:
+    """Signal the main thread, out of a system call where the platform can."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    else:
+        _thread.interrupt_main(signal.SIGTERM)
+
+
 def _watch(parent: int) -> None:
     late_since = math.inf
     while os.getppid() == parent:
@@ -175,7 +183,7 @@ def _watch(parent: int) -> None:
             late_since = math.inf
         elif late_since == math.inf:
             late_since = now
-            _thread.interrupt_main(signal.SIGTERM)
+            _interrupt()
         elif now - late_since > _GRACE:
             # Compiled code that never returns cannot be interrupted.
             break
