@@ -98,7 +98,7 @@ def polytok_table(rows: Sequence[Row], draco: Sequence[Row]) -> str:
     out = []
     for effort, levels in sorted({(row["effort"], row["levels"]) for row in rows}):
         at = _of(rows, effort=effort, levels=levels)
-        largest = max(row["bytes"] for row in at)
+        largest = max(row["bytes"] or 0 for row in at)
         gain = against_draco(at, draco, largest)
         gained = "–" if gain is None else str(gain)
         out.append([f"{effort} / {levels}", str(largest), *_cells(at, names), gained])
@@ -137,7 +137,8 @@ def _curves(parts: Mapping[str, list[Row]], keep: Callable[[Row], bool]) -> dict
         else:
             for effort, levels in sorted({(row["effort"], row["levels"]) for row in rows}):
                 at = _of(rows, effort=effort, levels=levels)
-                size = sum(row["bytes"] for row in at) / len(at)
+                sizes = [row["bytes"] for row in at if row["bytes"] is not None]
+                size = sum(sizes) / max(len(sizes), 1)
                 add(f"{part}, effort {effort}", size, at)
     return curves
 
@@ -197,6 +198,9 @@ def write_report(folder: Path = RESULTS) -> Path:
             if kept:
                 count = len({row["shape"] for row in kept})
                 text += [f"### {part}: {group} ({count} shapes)", "", _table(part, kept, parts)]
+        failed = sorted({f"{row['shape']} ({row['error']})" for row in rows if row.get("error")})
+        if "error" in rows[0]:
+            text += ["Not encoded: " + ("; ".join(failed) or "none") + ".", ""]
     plot(parts, folder / _PLOT)
     path = folder / "shape_rate_distortion.md"
     write_text(path, "\n".join(text))

@@ -157,22 +157,21 @@ def polytok_rows(
     rows = []
     for effort in efforts:
         start = time.perf_counter()
-        codes = codec.encode(mesh, effort=effort, seed=SEED)
-        encode_seconds = time.perf_counter() - start
-        for levels in range(1, len(codes.indices) + 1):
-            prefix = codes.prefix(levels=levels)
+        try:
+            codes, error = codec.encode(mesh, effort=effort, seed=SEED), None
+        except SignalError as refused:  # scored as empty, and listed by the report
+            codes, error = None, str(refused)
+        row = {**item.row, "faces": len(mesh.faces), "effort": effort, "error": error}
+        row["encode_seconds"] = time.perf_counter() - start
+        for levels in range(1, len(codec.spec.levels) + 1):
             start = time.perf_counter()
-            decoded = _decoded(codec, codes, resolution, levels)
-            decode_seconds = time.perf_counter() - start
+            decoded = None if error else _decoded(codec, codes, resolution, levels)
             rows.append(
                 {
-                    **item.row,
-                    "faces": len(mesh.faces),
-                    "effort": effort,
+                    **row,
                     "levels": levels,
-                    "bytes": len(codec.pack(prefix)[0]),
-                    "encode_seconds": encode_seconds,
-                    "decode_seconds": decode_seconds,
+                    "bytes": None if error else len(codec.pack(codes.prefix(levels=levels))[0]),
+                    "decode_seconds": time.perf_counter() - start,
                     **reference.score(decoded).as_dict(),
                 }
             )

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from zipfile import ZipFile
 
@@ -55,10 +55,17 @@ class FakeCodes:
 
 
 class FakeCodec:
-    """Remembers the mesh: level 1 decodes to nothing, 2 to its box, 3 to itself."""
+    """Remembers the mesh: level 1 decodes to nothing, 2 to its box, 3 to itself.
+
+    It refuses to encode tubes.
+    """
+
+    spec = SimpleNamespace(levels=(8, 8, 8))
 
     def encode(self, signal: trimesh.Trimesh, *, effort: int, seed: int) -> FakeCodes:
         self.mesh = signal
+        if signal.euler_number == 0:
+            raise SignalError("a tube")
         return FakeCodes()
 
     def decode(self, codes: FakeCodes, *, resolution: int, levels: int) -> list[trimesh.Trimesh]:
@@ -105,6 +112,14 @@ def test_polytok_rows_score_every_prefix_of_every_effort(bench: ModuleType) -> N
     assert nothing["f_002"] == nothing["v_iou"] == 0
     assert box["v_iou"] == pytest.approx(np.pi / 6, abs=0.02)
     assert itself["f_002"] == pytest.approx(1)
+
+
+def test_what_does_not_encode_scores_as_empty(bench: ModuleType) -> None:
+    tube = bench._results.shapes("val")[2]
+    rows = bench.polytok_rows(tube, "any", (0,), 32, codec=FakeCodec())
+    assert [(r["levels"], r["bytes"], r["error"], r["f_002"]) for r in rows] == [
+        (k, None, "a tube", 0.0) for k in (1, 2, 3)
+    ]
 
 
 def test_run_resumes_and_refuses_another_protocol(bench: ModuleType, tmp_path: Path) -> None:
@@ -155,6 +170,7 @@ def test_report_holds_every_part_and_compares_with_draco(bench: ModuleType, tmp_
     assert "### draco: val (3 shapes)" in text
     assert "| 64 | 0.000 [0.000, 0.000] |" in text and "| 3 of 3 |" in text
     assert "### made: val (3 shapes)" in text
+    assert "Not encoded: made/tube.glb (a tube)." in text
     last = next(line for line in text.splitlines() if line.startswith("| 0 / 3 |"))
     assert last.split("|")[2].strip() == "300"
     assert last.split("|")[-2].strip() == "–"  # no Draco budget of 300 bytes or more was measured
