@@ -298,19 +298,19 @@ def _fingerprint(weights: str) -> bytes:
 
 
 def _header_size(modality: str) -> int:
-    """Bytes before the payload.
-
-    Raises:
-        PolytokError: no restore-units data is known for the modality.
-    """
-    if modality not in _META:
-        raise PolytokError(f".ptk files hold codes of {', '.join(_META)}, not of {modality}")
+    """Bytes before the payload."""
     return _PREFIX.size + 4 * sum(f.num_values for f in _META[modality]) + _CHECKSUM.size
 
 
 @lru_cache(maxsize=64)
 def _levels_of(spec: TokenizerSpec) -> tuple[Level, ...]:
-    """Return the levels of a spec whose codes have a fixed size."""
+    """Return the levels of a spec whose codes have a fixed size.
+
+    Raises:
+        PolytokError: they have none, or nothing is known of how to restore the modality.
+    """
+    if spec.modality not in _META:
+        raise PolytokError(f".ptk files hold codes of {', '.join(_META)}, not of {spec.modality}")
     levels = spec.levels
     if not 1 <= len(levels) <= 255:
         raise PolytokError(f".ptk files hold 1..255 levels; this tokenizer has {len(levels)}")
@@ -358,9 +358,9 @@ def _read_meta(values: NDArray[np.float32], modality: str) -> dict[str, NDArray[
     """Split values into the rows of a modality and check their bounds, which NaN fails."""
     out, start = {}, 0
     for row in _META[modality]:
-        part = values[start : start + row.num_values]
+        part = values[start : start + row.num_values].astype(np.float32).reshape(row.shape)
         if not bool(np.all((part >= row.low) & (part <= row.high))):
             raise FormatError(f"{row.name}={part.tolist()} is not within {row.low:g}..{row.high:g}")
-        out[row.name] = part.astype(np.float32).reshape(row.shape)
+        out[row.name] = part
         start += row.num_values
     return out
