@@ -362,13 +362,21 @@ def _thickness(points: Array, inward: Array, sides: _Sides, rays: Rays) -> Array
 def _subdivide(
     vertices: Array, faces: Ints, is_closed: Bools, size: float
 ) -> tuple[Array, Ints, Bools]:
-    """Halve edges until none is longer than ``size``."""
-    new, small, index = trimesh.remesh.subdivide_to_size(
-        vertices, faces, size, max_iter=16, return_index=True
-    )
-    small = np.asarray(small, np.int64)
-    return (
-        np.concatenate([vertices, np.asarray(new, np.float64)]),
-        small + len(vertices),
-        is_closed[np.asarray(index)],
-    )
+    """Halve faces across their longest edge until none is longer than ``size``.
+
+    Neighbours are not kept in step: the pieces are for measuring, not a mesh.
+    """
+    done: list[tuple[Ints, Bools]] = []
+    while len(faces):
+        corners = vertices[faces]
+        length = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2)
+        is_long = length.max(1) > size
+        done.append((faces[~is_long], is_closed[~is_long]))
+        turn = length[is_long].argmax(1)[:, None]
+        a, b, c = np.take_along_axis(faces[is_long], (turn + np.arange(3)) % 3, axis=1).T
+        middle = len(vertices) + np.arange(len(a))
+        vertices = np.concatenate([vertices, (vertices[a] + vertices[b]) / 2])
+        faces = np.stack([np.r_[a, middle], np.r_[middle, b], np.r_[c, c]], axis=1)
+        is_closed = np.tile(is_closed[is_long], 2)
+    pieces, closed = zip(*done, strict=True)
+    return vertices, np.concatenate(pieces), np.concatenate(closed)
