@@ -305,8 +305,9 @@ def test_partial_read_of_packed_ids(
             with pytest.raises(FormatError):
                 unpack(raw[:length], preset, weights=WEIGHTS, partial=True)
         else:
-            got = unpack(raw[:length], preset, weights=WEIGHTS, partial=True)
-            assert equal(got, codes.prefix(levels=whole))
+            for data in (raw[:length], with_checksum(raw[:length])):
+                got = unpack(data, preset, weights=WEIGHTS, partial=True)
+                assert equal(got, codes.prefix(levels=whole))
 
 
 def test_partial_read_of_range_coded_ids(

@@ -278,9 +278,10 @@ def _read(
 def _decode(
     payload: bytes, header: Header, levels: tuple[Level, ...], histograms: Histograms | None
 ) -> Ids:
-    """Decode a payload; one with a wrong checksum as far as its bytes determine levels."""
+    """Decode a payload; one that is cut or damaged as far as its bytes determine levels."""
     if not header.is_range_coded:
-        return unpack_ids(payload, levels) if header.is_intact else unpack_cut(payload, levels)
+        is_whole = header.is_intact and len(payload) == num_bytes(levels)
+        return unpack_ids(payload, levels) if is_whole else unpack_cut(payload, levels)
     if histograms is None:
         raise PolytokError("the file is range coded and these weights have no histograms")
     coder = RangeCoder(histograms, levels)
