@@ -7,6 +7,7 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from polytok.core.errors import SignalError
 
@@ -144,7 +145,7 @@ def _buffer(buffer: dict[str, Any], path: Path, binary: int | None) -> int:
     elif uri.startswith("data:"):
         there = len(base64.b64decode(uri.split(",", 1)[1]))
     else:
-        beside = path.parent / uri
+        beside = path.parent / unquote(uri)
         if not beside.resolve().is_relative_to(path.parent.resolve()) or not beside.is_file():
             raise SignalError(f"its buffer {uri[:80]!r} is not there")
         there = beside.stat().st_size

@@ -141,12 +141,14 @@ def _quantised(positions: NDArray[np.floating]) -> NDArray[np.uint16]:
 
 
 def _dequantised(positions: NDArray[np.uint16]) -> Floats:
-    return (positions.astype(np.float64) / 65535 * (2 * BOUND) - BOUND).astype(np.float32)
+    # The last digit may land just outside the cube; nothing may.
+    out = positions * np.float32(2 * BOUND / 65535) - np.float32(BOUND)
+    return np.minimum(out, np.float32(BOUND), out=out)
 
 
 def _directions(packed: NDArray[np.int8]) -> Floats:
     out = packed.astype(np.float32)
-    return out / np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-6)
+    return out / np.sqrt(np.einsum("...i,...i", out, out)).clip(1e-6)[..., None]
 
 
 def to_compact(prepared: Prepared) -> dict[str, NDArray]:
