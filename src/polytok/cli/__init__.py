@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     except PolytokError as error:
         return _fail(one_line(error))
     except OSError as error:
-        return _fail(one_line(error))
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else one_line(error))
     except MemoryError:
         return _fail("not enough memory for this input")
     return status if isinstance(status, int) else 0

@@ -2,7 +2,7 @@
 
 from polytok.layers.attention import attend
 from polytok.layers.positions import PLANE_AXES, FourierEmbedding
-from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype
+from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype, unit_gain
 
 __all__ = [
     "PLANE_AXES",
@@ -12,4 +12,5 @@ __all__ = [
     "FourierEmbedding",
     "attend",
     "compute_dtype",
+    "unit_gain",
 ]

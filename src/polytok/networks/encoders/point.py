@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polytok.core.errors import ConfigError
-from polytok.layers import PLANE_AXES, Block, CrossBlock, FourierEmbedding, compute_dtype
+from polytok.layers import PLANE_AXES, Block, CrossBlock, FourierEmbedding, compute_dtype, unit_gain
 
 FeatureMode = Literal["cross_learned", "cross_fps", "subset", "planes"]
 
@@ -47,10 +47,14 @@ class PlanePooling(nn.Module):
         self.size, self.extent = size, extent
         hidden = dim // 2
         self.point_mlp = nn.Sequential(
-            nn.Linear(in_dim + 2, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+            unit_gain(nn.Linear(in_dim + 2, hidden)),
+            nn.GELU(),
+            unit_gain(nn.Linear(hidden, hidden)),
         )
         self.project = nn.Linear(hidden + 1, dim)
-        self.position = nn.Parameter(torch.randn(3 * size**2, dim) * 0.02)
+        # Content must not drown in the positions: a token that says only where it is tells nothing.
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.position = nn.Parameter(torch.randn(3 * size**2, dim) * 0.3)
 
     def forward(self, embedded: Tensor, points: Tensor) -> Tensor:
         """Pool point features (B, P, in_dim) at points (B, P, 3)."""
@@ -70,7 +74,7 @@ class PlanePooling(nn.Module):
             density = (count * (size**2 / points.shape[1])).log1p()
             mean = sums[:, :-1] / count.clamp(min=1)
             pooled.append(torch.cat([mean, density], dim=-1).unflatten(0, (batch, -1)))
-        return self.project(torch.cat(pooled, dim=1)) + self.position
+        return self.norm(self.project(torch.cat(pooled, dim=1))) + self.position
 
 
 class PointEncoder(nn.Module):

@@ -61,7 +61,9 @@ class ShapeCodec:
         """
         if not 0 <= effort <= MAX_EFFORT:
             raise PolytokError(f"effort={effort} is not within 0..{MAX_EFFORT}")
-        items = [signals] if isinstance(signals, Signal) else list(signals)
+        items = (
+            [signals] if isinstance(signals, (trimesh.Trimesh, str, PathLike)) else list(signals)
+        )
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
         return Codes.cat([self._encode_one(item, effort, seed) for item in items])

@@ -22,6 +22,7 @@ from polytok.core.contracts import (
 )
 from polytok.core.errors import SignalError
 from polytok.core.seeding import derive
+from polytok.layers import unit_gain
 from polytok.losses import signed_distance_loss, soft_occupancy_loss
 from polytok.networks.decoders import PlaneField, TriplaneDecoder
 from polytok.networks.encoders import PointEncoder
@@ -105,7 +106,7 @@ class VAT(Tokenizer):
                 beta=config.beta,
             ),
         )
-        self.from_code = nn.Linear(config.code_dim, config.dim)
+        self.from_code = unit_gain(nn.Linear(config.code_dim, config.dim))
         self.decoder = TriplaneDecoder(
             dim=config.dim,
             num_heads=config.num_heads,
