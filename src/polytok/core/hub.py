@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytok.core.config import from_dict, to_dict
-from polytok.core.errors import WeightsError
+from polytok.core.errors import WeightsError, one_line
 from polytok.core.files import atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read_info(folder: StrPath) -> Info:
     try:
         info = from_dict(Info, json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
+        raise WeightsError(f"cannot read {path}: {one_line(error)}") from error
     if info.format_version != FORMAT:
         raise WeightsError(f"{path} has format {info.format_version}; this program reads {FORMAT}")
     return info
@@ -96,7 +96,7 @@ def load_weights(module: nn.Module, folder: StrPath) -> None:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
+        raise WeightsError(f"cannot read {path}: {one_line(error)}") from error
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors), sorted(tensors.keys() - own)
     if missing or unknown:
@@ -139,4 +139,4 @@ def download(repository: str, revision: str | None = None) -> Path:
             snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
         )
     except Exception as error:
-        raise WeightsError(f"cannot fetch {repository!r} from the hub: {error}") from error
+        raise WeightsError(f"cannot fetch {repository!r} from the hub: {one_line(error)}") from error
