@@ -1,0 +1,93 @@
+"""Encode effort: never worse than the effort below, repeatable, and honest about its score."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from polytok.core.errors import PolytokError
+from polytok.systems.shape.vat import VAT, preset
+from polytok.systems.shape.vat.search import STEPS, SearchResult, refine
+
+
+@pytest.fixture
+def model() -> VAT:
+    return VAT(preset("vat-512b-tiny")).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def task(model: VAT) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, queries and distances of a ball of radius 0.6."""
+    config = model.config
+    latents = 0.5 * torch.randn(1, config.num_latents, config.code_dim)
+    queries = torch.rand(1, 1500, 3) * 2.1 - 1.05
+    return latents, queries, queries.norm(dim=-1) - 0.6
+
+
+def score(model: VAT, indices: tuple[Tensor, ...], queries: Tensor, sdf: Tensor) -> float:
+    """The encoder's own objective of a code, computed from its ids alone."""
+    field = model.field(model.bottleneck.embed(indices))
+    return float(model.reconstruction_loss(field(queries), sdf))
+
+
+def test_objective_never_rises_with_effort(
+    model: VAT, task: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    results = [refine(model, *task, effort=effort, seed=2) for effort in range(4)]
+    assert [r.steps for r in results] == list(STEPS[:4])
+    assert all(b.objective <= a.objective for a, b in pairwise(results))
+    assert results[-1].objective < results[0].objective
+    assert {r.start for r in results} == {results[0].objective}
+    for result in results:
+        assert score(model, result.indices, *task[1:]) == pytest.approx(result.objective, rel=1e-5)
+
+
+def test_effort_0_is_the_code_of_the_encoder(
+    model: VAT, task: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    result = refine(model, *task, effort=0)
+    expected = model.bottleneck.quantizer(task[0]).indices
+    assert expected is not None
+    assert all(torch.equal(a, b) for a, b in zip(result.indices, expected, strict=True))
+
+
+def test_search_repeats_by_seed_and_leaves_the_model_alone(
+    model: VAT, task: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    # More queries than one step looks at, so that the seed chooses among them.
+    queries = torch.rand(1, 4000, 3) * 2.1 - 1.05
+    sdf = queries.norm(dim=-1) - 0.6
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    latents = task[0].clone()
+
+    def run(seed: int) -> SearchResult:
+        torch.rand(7)  # the global generator plays no part
+        return refine(model, latents, queries, sdf, effort=2, seed=seed)
+
+    first, again = run(5), run(5)
+    assert first.objective == again.objective
+    assert all(torch.equal(a, b) for a, b in zip(first.indices, again.indices, strict=True))
+    assert run(6).objective != first.objective
+    assert torch.equal(latents, task[0])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_progress_is_told(model: VAT, task: tuple[Tensor, Tensor, Tensor]) -> None:
+    told: list[tuple[int, int]] = []
+    refine(model, *task, effort=1, on_step=lambda *step: told.append(step))
+    assert told == [(n, STEPS[1]) for n in range(1, STEPS[1] + 1)]
+
+
+@pytest.mark.parametrize("effort", [-1, len(STEPS)])
+def test_effort_has_bounds(
+    model: VAT, task: tuple[Tensor, Tensor, Tensor], effort: int
+) -> None:
+    with pytest.raises(PolytokError, match=rf"effort={effort} is not within"):
+        refine(model, *task, effort=effort)
+
+
+def test_efforts_are_prefixes_of_one_path() -> None:
+    assert STEPS[0] == 0 and list(STEPS) == sorted(set(STEPS)) and len(STEPS) == 10
