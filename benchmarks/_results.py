@@ -77,6 +77,7 @@ class Results:
         protocol: what was measured and how; another protocol than the stored one is refused.
         seed: of every draw.
         fresh: drop the stored rows.
+        keys: what names a row; the last one is what :meth:`done` lists.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Results:
         seed: int = 0,
         fresh: bool = False,
         folder: Path = RESULTS,
+        keys: tuple[str, ...] = ("split", "shape"),
     ) -> None:
-        self.path = folder / f"{name}.json"
+        self.path, self.keys = folder / f"{name}.json", keys
         self.protocol, self.seed = json.loads(json.dumps(dict(protocol))), seed
         self.rows: list[Row] = []
         if self.path.exists() and not fresh:
@@ -98,8 +100,8 @@ class Results:
             self.rows = stored["rows"]
 
     def done(self) -> set[str]:
-        """Shapes that have rows."""
-        return {row["shape"] for row in self.rows}
+        """Shapes, or what the last key is, that have rows."""
+        return {row[self.keys[-1]] for row in self.rows}
 
     def save(self) -> None:
         """Write the file in one step, a row per line."""
@@ -110,7 +112,7 @@ class Results:
             "seed": self.seed,
             "protocol": self.protocol,
         }
-        rows = sorted(self.rows, key=lambda row: (row["split"], row["shape"]))
+        rows = sorted(self.rows, key=lambda row: tuple(row[k] for k in self.keys))
         body = ",\n".join(json.dumps(_short(row)) for row in rows)
         text = json.dumps(head, indent=1)[:-2]
         write_text(self.path, f'{text},\n "rows": [\n{body}\n]}}\n')

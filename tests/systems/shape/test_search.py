@@ -33,9 +33,7 @@ def score(model: VAT, indices: tuple[Tensor, ...], queries: Tensor, sdf: Tensor)
     return float(model.reconstruction_loss(field(queries), sdf))
 
 
-def test_objective_never_rises_with_effort(
-    model: VAT, task: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def test_objective_never_rises_with_effort(model: VAT, task: tuple[Tensor, Tensor, Tensor]) -> None:
     results = [refine(model, *task, effort=effort, seed=2) for effort in range(4)]
     assert [r.steps for r in results] == list(STEPS[:4])
     assert all(b.objective <= a.objective for a, b in pairwise(results))
@@ -82,9 +80,7 @@ def test_progress_is_told(model: VAT, task: tuple[Tensor, Tensor, Tensor]) -> No
 
 
 @pytest.mark.parametrize("effort", [-1, len(STEPS)])
-def test_effort_has_bounds(
-    model: VAT, task: tuple[Tensor, Tensor, Tensor], effort: int
-) -> None:
+def test_effort_has_bounds(model: VAT, task: tuple[Tensor, Tensor, Tensor], effort: int) -> None:
     with pytest.raises(PolytokError, match=rf"effort={effort} is not within"):
         refine(model, *task, effort=effort)
 

@@ -91,7 +91,7 @@ def prepare_training(recipe: Recipe) -> VATTraining:
 def _prepared(source: str, root: str) -> Path:
     """A prepared folder itself, or where the meshes of ``source`` are prepared."""
     path = Path(source)
-    if path.is_dir() and next(path.rglob("*.glb.safetensors"), None):
+    if path.is_dir() and next(path.rglob("*.safetensors"), None):
         return path
     out = Path(root) / path.stem
     prepare_folder(path, out)
