@@ -84,9 +84,7 @@ def test_arms_run_once_and_are_kept(
         assert sum(row["removed"]) <= 1
 
 
-def test_energy_that_is_left_belongs_to_the_latents(
-    ablations: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_energy_that_is_left_belongs_to_the_latents(ablations: ModuleType) -> None:
     model = ablations.VAT(ablations.BASE).eval()
     batch = {"points": torch.rand(3, 128, 3), "normals": torch.rand(3, 128, 3)}
     halves = [{k: v[:2] for k, v in batch.items()}, {k: v[2:] for k, v in batch.items()}]

@@ -1,0 +1,78 @@
+"""What VAT promises, on shapes of val and with the shipped weights."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from polytok.core import registry
+from polytok.signals import mesh as meshes
+from polytok.systems import api
+from polytok.systems.shape.codec import ShapeCodec
+
+TAG = "vat-512b-small.shapes1"
+EVERY = 16
+NUM_QUERIES = 20_000
+
+pytestmark = [pytest.mark.slow, pytest.mark.data]
+
+
+@pytest.fixture(scope="module")
+def codec() -> ShapeCodec:
+    if TAG not in registry.WEIGHTS:
+        pytest.skip(f"the registry has no weights {TAG}")
+    return api.load(TAG)
+
+
+@pytest.fixture(scope="module")
+def shapes(data_dir: Path) -> list[tuple[str, trimesh.Trimesh]]:
+    """Every 16th shape of val with its name."""
+    path = data_dir / "shapes" / "val.zip"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    with ZipFile(path) as archive:
+        lines = archive.read("metadata.jsonl").decode().splitlines()
+        names = [json.loads(line)["file"] for line in lines if line.strip()][::EVERY]
+        return [(name, _mesh(archive.read(name), PurePosixPath(name).suffix[1:])) for name in names]
+
+
+def _mesh(data: bytes, kind: str) -> trimesh.Trimesh:
+    return trimesh.load_mesh(BytesIO(data), file_type=kind)
+
+
+def test_all_shapes_fit_and_prefixes_get_better(
+    codec: ShapeCodec, shapes: list[tuple[str, trimesh.Trimesh]]
+) -> None:
+    """Every shape encodes, into 512 bytes; mean V-IoU rises with every scale."""
+    assert len(shapes) >= 10
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1.05, 1.05, (NUM_QUERIES, 3)).astype(np.float32)
+    scores = []
+    for name, mesh in shapes:
+        codes = codec.encode(mesh)
+        [data] = codec.pack(codes)
+        assert len(data) <= 512, name
+        truth = meshes.solidify(mesh).nearest(points.astype(np.float64)).sdf < 0
+        scores.append([_iou(codec, data, levels, points, truth) for levels in _levels(codec)])
+    means = np.mean(scores, axis=0)
+    assert (np.diff(means) > 0).all(), means.round(4).tolist()
+
+
+def _levels(codec: ShapeCodec) -> range:
+    return range(1, len(codec.spec.levels) + 1)
+
+
+def _iou(
+    codec: ShapeCodec, data: bytes, levels: int, points: np.ndarray, truth: np.ndarray
+) -> float:
+    field = codec.field(codec.unpack(data).prefix(levels=levels))
+    with torch.inference_mode():
+        guess = field(torch.from_numpy(points)[None])[0].numpy() > 0
+    return float((guess & truth).sum() / max((guess | truth).sum(), 1))
