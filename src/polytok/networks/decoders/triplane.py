@@ -30,6 +30,21 @@ class ResidualConv(nn.Module):
         return x + self.body(x)
 
 
+def keep_variance(module: nn.Module) -> None:
+    """Start convolutions and linear layers so that no stage shrinks what the latents say.
+
+    torch's own start takes two thirds of the variance at every layer, and ReLUs half of the rest:
+    after the whole head next to nothing of the planes would reach the first logits.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            taps = 9 if isinstance(layer, nn.Conv2d) else 1
+            inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            nn.init.normal_(layer.weight, std=(inputs * taps) ** -0.5)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
 class PlaneUpsampler(nn.Module):
     """Plane tokens (B, 3 r r, D) -> planes (B, 3, C, R, R), R = r * 2^stages.
 
@@ -142,6 +157,12 @@ class TriplaneDecoder(nn.Module):
             layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())
         ]
         self.head = nn.Sequential(*hidden, nn.Linear(mlp_dim, 1))
+        keep_variance(self.upsample)
+        for layer in hidden[::2]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.head[-1].weight, std=0.1)
+        nn.init.zeros_(self.head[-1].bias)
 
     def planes(self, latents: Tensor) -> Tensor:
         """Turn latents (B, M, D) into planes (B, 3, C, R, R)."""

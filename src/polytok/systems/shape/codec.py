@@ -41,9 +41,14 @@ class ShapeCodec:
         return self.model.spec
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes; codes and meshes stay on the CPU."""
+        return next(self.model.parameters()).device
+
+    @property
     def histograms(self) -> list[NDArray[np.int64]]:
         """Counts per level and id for range coding: the usage in training, in 2^-20 units."""
-        usage = self.model.bottleneck.quantizer.usage.double()
+        usage = self.model.bottleneck.quantizer.usage.double().cpu()
         return [np.rint(row.numpy() * 2**20).astype(np.int64) for row in usage]
 
     def encode(
@@ -99,7 +104,7 @@ class ShapeCodec:
     @torch.inference_mode()
     def field(self, codes: Codes) -> PlaneField:
         """Decode a batch of one to its field in the normalised frame."""
-        field: PlaneField = self.model.decode(codes)["field"]
+        field: PlaneField = self.model.decode(codes.to(self.device))["field"]
         return field
 
     def pack(
@@ -141,7 +146,7 @@ class ShapeCodec:
         solid = meshes.solidify(mesh)
         batch = self._batch(meshes.surface(solid, seed=seed), seed)
         with torch.inference_mode():
-            codes = self.model.encode(batch)
+            codes = self.model.encode(batch).to("cpu")
         if effort:
             codes = self._search(codes, batch, solid, effort, seed)
         # A code may decode to nothing, as it does for some very thin shapes: search harder then.
@@ -161,12 +166,13 @@ class ShapeCodec:
         sharp = surface.num_uniform + rng.permutation(len(surface.points) - surface.num_uniform)
         uniform = rng.permutation(surface.num_uniform)
         chosen = np.concatenate([uniform[: config.num_points - num_sharp], sharp[:num_sharp]])
-        return {
-            "points": torch.from_numpy(surface.points[chosen])[None],
-            "normals": torch.from_numpy(surface.normals[chosen])[None],
-            "centre": torch.from_numpy(np.asarray(surface.frame.centre, np.float32))[None],
-            "scale": torch.tensor([float(surface.frame.scale)]),
+        arrays = {
+            "points": surface.points[chosen],
+            "normals": surface.normals[chosen],
+            "centre": np.asarray(surface.frame.centre, np.float32),
+            "scale": np.float32(surface.frame.scale),
         }
+        return {k: torch.as_tensor(v, device=self.device)[None] for k, v in arrays.items()}
 
     def _search(
         self,
@@ -183,20 +189,20 @@ class ShapeCodec:
         result = refine(
             self.model,
             latents,
-            torch.from_numpy(prepared.queries)[None],
-            torch.from_numpy(prepared.sdf)[None],
+            torch.as_tensor(prepared.queries, device=self.device)[None],
+            torch.as_tensor(prepared.sdf, device=self.device)[None],
             effort=effort,
             seed=seed,
         )
-        return replace(codes, indices=result.indices)
+        return replace(codes, indices=tuple(i.cpu() for i in result.indices))
 
     def _is_empty(self, codes: Codes) -> bool:
         axis = np.linspace(-1, 1, PROBE_RESOLUTION, dtype=np.float32)
         grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-        return not bool((_evaluate(self.field(codes), grid) > 0).any())
+        return not bool((self._evaluate(self.field(codes), grid) > 0).any())
 
     def _extract(self, field: PlaneField, resolution: int) -> trimesh.Trimesh:
-        surface = meshes.extract(lambda points: _evaluate(field, points), resolution)
+        surface = meshes.extract(lambda points: self._evaluate(field, points), resolution)
         return trimesh.Trimesh(surface.vertices, surface.faces, process=False)
 
     def _frame(self, codes: Codes) -> meshes.Frame:
@@ -204,8 +210,7 @@ class ShapeCodec:
             centre=codes.meta["centre"][0].numpy(), scale=float(codes.meta["scale"][0])
         )
 
-
-@torch.inference_mode()
-def _evaluate(field: PlaneField, points: NDArray[np.float32]) -> NDArray[np.float32]:
-    parts = [field(p[None])[0] for p in torch.from_numpy(points).split(1 << 17)]
-    return torch.cat(parts).numpy()
+    @torch.inference_mode()
+    def _evaluate(self, field: PlaneField, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = torch.from_numpy(points).split(1 << 17)
+        return torch.cat([field(p.to(self.device)[None])[0].cpu() for p in parts]).numpy()

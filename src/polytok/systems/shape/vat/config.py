@@ -84,9 +84,13 @@ class VATConfig:
 SMALL = VATConfig(
     feature_mode="planes",
     num_features=192,
+    num_points=1024,
+    dim=128,
+    num_heads=2,
     encoder_layers=3,
     latent_layers=2,
     decoder_layers=2,
+    channels=(64, 32, 32, 24),
     refine_last=False,
     prefix_dropout=0.2,
 )
