@@ -22,15 +22,15 @@ from polytok.core.config import override, to_dict
 from polytok.core.errors import PolytokError, UnknownNameError
 from polytok.data.prepared import PreparedFolder
 from polytok.data.shapes import ShapeSampling, ShapeSource
-from polytok.systems.shape.vat import STAGES, VAT, VATConfig
+from polytok.systems.shape.vat import STAGES, VAT, VATConfig, preset
 from polytok.systems.shape.vat.training import Validation
 from polytok.training import TrainConfig, fit
 
-BASE = VATConfig(
+BASE = override(
+    preset("vat-512b-small"),
     slots=(1, 4, 9, 16, 25, 36, 64),
     codebook_size=256,
     num_points=1024,
-    feature_mode="planes",
     num_features=108,
     dim=128,
     num_heads=2,
@@ -38,16 +38,18 @@ BASE = VATConfig(
     latent_layers=1,
     decoder_layers=2,
     channels=(64, 32, 32),
-    refine_last=False,
     mlp_dim=32,
     mlp_layers=2,
+    prefix_dropout=0.0,
 )
 QUIET: dict[str, Any] = {"is_variational": False}
 DROP: dict[str, Any] = {"prefix_dropout": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
     "vvq": {},
     "no_vvq": QUIET,
-    "no_compression": {"is_compressed": False},
+    # Features pooled on planes come in counts of 3 r r, which M = 64 is not.
+    "cross": {"feature_mode": "cross_learned"},
+    "cross_no_compression": {"feature_mode": "cross_learned", "is_compressed": False},
     "grid2d_drop": DROP,
     "grid2d_quiet_drop": {**QUIET, **DROP},
 } | {

@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except TyperException as error:
-        return _fail(one_line(getattr(error, "message", "") or str(error)))
+        return _fail(" ".join(str(getattr(error, "message", "") or error).split()))
     except PolytokError as error:
         return _fail(one_line(error))
     except OSError as error:

@@ -91,7 +91,7 @@ def decode(
     show.ready("cpu", threads)
 
     def work(source: Path, target: Path) -> dict[str, Any]:
-        data = source.read_bytes()
+        data = api.read_code(source)
         codec = api.codec_for(data, model)
         codes = codec.unpack(data, partial=partial)
         if partial and not bitstream.read_header(data).is_intact:
@@ -113,10 +113,12 @@ def info(
     from polytok import bitstream
     from polytok.systems import api
 
-    data = path.read_bytes()
+    data = api.read_code(path)
     header = bitstream.read_header(data)
     codec = api.codec_for(data, model)
-    codes = codec.unpack(data)
+    if not header.is_intact:
+        show.note(f"{path}: cut or damaged; this is what its whole scales say")
+    codes = codec.unpack(data, partial=not header.is_intact)
     half = 0.98 / header.scale
     facts = {
         "file": str(path),
@@ -146,7 +148,7 @@ def truncate(
     from polytok.core.files import write_bytes
     from polytok.systems import api
 
-    data = path.read_bytes()
+    data = api.read_code(path)
     shorter = api.codec_for(data, model).truncate(data, max_bytes)
     write_bytes(output, shorter, force=force)
     print(f"{output}: {len(shorter)} bytes of {len(data)}")

@@ -139,4 +139,6 @@ def download(repository: str, revision: str | None = None) -> Path:
             snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
         )
     except Exception as error:
-        raise WeightsError(f"cannot fetch {repository!r} from the hub: {one_line(error)}") from error
+        raise WeightsError(
+            f"cannot fetch {repository!r} from the hub: {one_line(error)}"
+        ) from error

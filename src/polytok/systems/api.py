@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytok.core import registry
-from polytok.core.errors import ConfigError, UnknownNameError, WeightsError
+from polytok.core.errors import ConfigError, FormatError, UnknownNameError, WeightsError
 from polytok.core.files import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polytok.training import FitResult
 
 StrPath = str | PathLike[str]
+MAX_FILE = 1 << 16
 SHIPPED = Path(__file__).parent.parent / "weights"
 
 
@@ -59,6 +60,19 @@ def _find(name: str) -> tuple[Path, str]:
 
         return hub.download(name), name
     raise UnknownNameError("model", name, [*registry.WEIGHTS, *registry.preset_names()])
+
+
+def read_code(path: StrPath) -> bytes:
+    """Read a ``.ptk`` file, and no more than any such file can hold.
+
+    Raises:
+        FormatError: it is larger than every preset's code.
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise FormatError(f"{path} is larger than {MAX_FILE} bytes, so it is no .ptk file")
+    return data
 
 
 def codec_for(data: bytes, model: StrPath | None = None) -> ShapeCodec:
@@ -109,7 +123,7 @@ def save(
 
 def open(path: StrPath, model: StrPath | None = None) -> tuple[Codes, ShapeCodec]:
     """Read a ``.ptk`` file: its codes, and the codec that decodes them."""
-    data = Path(path).read_bytes()
+    data = read_code(path)
     codec = codec_for(data, model)
     return codec.unpack(data), codec
 

@@ -158,11 +158,10 @@ class TriplaneDecoder(nn.Module):
         ]
         self.head = nn.Sequential(*hidden, nn.Linear(mlp_dim, 1))
         keep_variance(self.upsample)
-        for layer in hidden[::2]:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.head[-1].weight, std=0.1)
-        nn.init.zeros_(self.head[-1].bias)
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def planes(self, latents: Tensor) -> Tensor:
         """Turn latents (B, M, D) into planes (B, 3, C, R, R)."""

@@ -47,9 +47,12 @@ class ShapeCodec:
 
     @property
     def histograms(self) -> list[NDArray[np.int64]]:
-        """Counts per level and id for range coding: the usage in training, in 2^-20 units."""
+        """Counts per level and id for range coding: the usage in training, in 2^-14 units.
+
+        Finer units would charge an id that training never met more bits than it can ever repay.
+        """
         usage = self.model.bottleneck.quantizer.usage.double().cpu()
-        return [np.rint(row.numpy() * 2**20).astype(np.int64) for row in usage]
+        return [np.rint(row.cpu().numpy() * 2**14).astype(np.int64) for row in usage]
 
     def encode(
         self, signals: Signal | Sequence[Signal], *, effort: int = 0, seed: int = 0
