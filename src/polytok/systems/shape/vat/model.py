@@ -156,7 +156,7 @@ class VAT(Tokenizer):
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         """One step: reconstruction of the queries, KL and quantization losses."""
-        for key in ("queries", "sdf", "seed"):
+        for key in ("queries", "sdf", *(("seed",) if self.training else ())):
             if key not in batch:
                 raise SignalError(f"a training batch of shapes needs {key}")
         out = self.bottleneck(self._encode(batch), noise=self._noise(batch))
