@@ -26,7 +26,7 @@ def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
     """Load a tokenizer with its weights.
 
     Args:
-        name: a weights tag (``vat-512b-small.shapes1``), a preset that has default weights, a
+        name: a weights tag (``vat-512b-small.shapes0``), a preset that has default weights, a
             folder with config.json and model.safetensors, or a Hugging Face repository id.
 
     Raises:
@@ -141,7 +141,7 @@ def train(
         minutes: save and stop after so long.
 
     Raises:
-        ConfigError: the recipe or an override is wrong.
+        ConfigError: the recipe or an override is wrong, or ``run_dir`` holds another run.
     """
     from polytok.core import hub
     from polytok.core.config import from_dict, to_dict
@@ -156,6 +156,9 @@ def train(
     system = registry.system_of(ready.preset)
     module = system.load()
     training = module.prepare_training(ready)
+    config = to_dict(training.model.config)
+    if (Path(run_dir) / hub.WEIGHTS).is_file() and hub.read_info(run_dir).config != config:
+        raise ConfigError(f"{run_dir} holds a run of another configuration; use another folder")
     hub.write_info(run_dir, training.model.config, system=system.name, preset=ready.preset)
     write_text(Path(run_dir) / "recipe.json", json.dumps(values, indent=2) + "\n")
     return fit(

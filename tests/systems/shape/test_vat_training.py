@@ -118,6 +118,10 @@ def test_runs_are_not_mixed_up(prepared: Path, tmp_path: Path) -> None:
     api.train(TINY, tmp_path / "run", overrides(prepared), minutes=0)
     with pytest.raises(ConfigError, match="seed=1, but the run"):
         api.train(TINY, tmp_path / "run", overrides(prepared, **{"train.seed": 1}))
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="another configuration"):
+        api.train(TINY, tmp_path / "run", overrides(prepared, **{"config.codebook_size": 32}))
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_validation_repeats_and_does_not_train(prepared: Path) -> None:
