@@ -208,6 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parts", default="draco,retrieval,ceiling,polytok,report")
     parser.add_argument("--splits", default="val,val-unseen")
     parser.add_argument("--limit", type=int, help="only the first N shapes of each split")
+    parser.add_argument("--every", type=int, default=1, help="only every N-th shape")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="vat-512b-small")
     parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)))
@@ -222,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in [p for p in parts if p != "report"]:
         extra: dict[str, Any] = {"model": args.model} if part == "polytok" else {}
         if part == "polytok":
-            extra |= {"efforts": efforts, "resolution": args.resolution}
+            extra |= {"efforts": efforts, "resolution": args.resolution, "every": args.every}
         work: Callable[[Item], list[Row]] = {
             "draco": draco_rows,
             "ceiling": ceiling_rows,
@@ -233,7 +234,11 @@ def main(argv: list[str] | None = None) -> None:
         }[part]
         name = f"shape_rd_{part}" + (f"_{args.model}" if part == "polytok" else "")
         results = Results(name, protocol(part, **extra), seed=SEED, fresh=args.fresh)
-        items = [i for s in args.splits.split(",") for i in _results.shapes(s, args.limit)]
+        items = [
+            item
+            for split in args.splits.split(",")
+            for item in _results.shapes(split, args.limit)[:: args.every]
+        ]
         is_forked = part == "retrieval"
         if is_forked:
             bank()  # shared by the processes

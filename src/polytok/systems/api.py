@@ -157,7 +157,8 @@ def train(
     module = system.load()
     training = module.prepare_training(ready)
     config = to_dict(training.model.config)
-    if (Path(run_dir) / hub.WEIGHTS).is_file() and hub.read_info(run_dir).config != config:
+    is_begun = (Path(run_dir) / hub.WEIGHTS).is_file()
+    if is_begun and not hub.read_info(run_dir).config.items() <= config.items():
         raise ConfigError(f"{run_dir} holds a run of another configuration; use another folder")
     hub.write_info(run_dir, training.model.config, system=system.name, preset=ready.preset)
     write_text(Path(run_dir) / "recipe.json", json.dumps(values, indent=2) + "\n")

@@ -199,5 +199,5 @@ def calibrate_level(model: VAT, source: ShapeSource, *, count: int = 256) -> flo
     best = candidates[torch.stack([overlap(c) for c in candidates]).argmax()]
     head = model.decoder.head[-1]
     assert isinstance(head, torch.nn.Linear)
-    head.bias -= best
+    head.bias.sub_(best)
     return float(-best)
