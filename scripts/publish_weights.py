@@ -83,7 +83,8 @@ def main() -> None:
         licences=", ".join(f"{n} {c}" for n, c in licences.most_common()),
     )
     write_text(out / "README.md", card)
-    print(f'{args.tag!r}: Weights(preset={info.preset!r}, path={args.tag!r}, "{fingerprint}")')
+    row = f'Weights(preset="{info.preset}", path="{args.tag}", fingerprint="{fingerprint}")'
+    print(f'"{args.tag}": {row}')
 
 
 if __name__ == "__main__":

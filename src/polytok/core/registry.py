@@ -66,7 +66,11 @@ SYSTEMS: dict[str, System] = {
     )
 }
 
-WEIGHTS: dict[str, Weights] = {}
+WEIGHTS: dict[str, Weights] = {
+    "vat-512b-small.shapes0": Weights(
+        preset="vat-512b-small", path="vat-512b-small.shapes0", fingerprint="f38b62aa"
+    ),
+}
 
 
 def preset_names() -> list[str]:
