@@ -18,6 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status."""
+    try:
+        return _run(list(arguments))
+    except KeyboardInterrupt:
+        # Imports take a while too, so an interrupt may come before a command has begun.
+        return _fail("interrupted", INTERRUPTED)
+
+
+def _run(arguments: list[str]) -> int:
     import typer
     from typer.exceptions import TyperException
 
@@ -26,14 +34,15 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         status = typer.main.get_command(app).main(
-            list(arguments), prog_name="polytok", standalone_mode=False
+            arguments, prog_name="polytok", standalone_mode=False
         )
     except typer.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         return _fail("interrupted", INTERRUPTED)
     except TyperException as error:
-        return _fail(" ".join(str(getattr(error, "message", "") or error).split()))
+        text = " ".join(str(getattr(error, "message", "") or error).split())
+        return _fail(text or "no command is given; the help lists them")
     except PolytokError as error:
         return _fail(one_line(error))
     except OSError as error:

@@ -52,6 +52,7 @@ def encode(
     from polytok.systems import api
 
     batch = Batch.of(inputs, output, ".ptk", force=force)
+    batch.check_targets((".ptk",))
     codec = api.load(model, device=show.ready(device, threads))
 
     def work(source: Path, target: Path) -> dict[str, Any]:
@@ -89,12 +90,16 @@ def decode(
     batch = Batch.of(inputs, output, f".{format_.lstrip('.')}", force=force, known=(".ptk",))
     batch.check_targets(meshes.WRITABLE)
     show.ready("cpu", threads)
+    codecs: dict[str, Any] = {}  # by fingerprint: a folder of codes loads its weights once
 
     def work(source: Path, target: Path) -> dict[str, Any]:
         data = api.read_code(source)
-        codec = api.codec_for(data, model)
+        header = bitstream.read_header(data)
+        if header.weights not in codecs:
+            codecs[header.weights] = api.codec_for(data, model)
+        codec = codecs[header.weights]
         codes = codec.unpack(data, partial=partial)
-        if partial and not bitstream.read_header(data).is_intact:
+        if partial and not header.is_intact:
             show.note(f"{source}: cut or damaged; decoding its {len(codes.indices)} whole scales")
         mesh = codec.decode(codes, resolution=resolution, levels=levels, faces=faces)[0]
         meshes.write(mesh, target, force=force)
@@ -204,6 +209,7 @@ def evaluate(
     if output is not None:
         write_text(output, json.dumps(report, indent=1) + "\n", force=force)
     show.evaluation(report, as_json=as_json)
+    raise typer.Exit(2 if report["failures"] else 0)
 
 
 @app.command()
@@ -273,8 +279,10 @@ def demo(
     model: Model = DEFAULT_MODEL,
     effort: Effort = 5,
     seed: Seed = 0,
+    force: Force = False,
 ) -> None:
     """Encode and decode bundled CC0 shapes; writes meshes and one picture."""
     from polytok.cli.demo import run_demo
 
-    show.demo(run_demo(output, model=model, effort=effort, seed=seed), output)
+    rows = run_demo(output, model=model, effort=effort, seed=seed, force=force)
+    show.demo(rows, output)

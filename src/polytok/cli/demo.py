@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import trimesh
 
+from polytok.cli import show
 from polytok.core.errors import PolytokError, SignalError
 from polytok.core.files import atomic_path, write_bytes
 from polytok.metrics import ShapeReference, draco_fit
@@ -26,19 +27,21 @@ PICTURE = 320
 EMPTY = (0.8, 0.8, 0.8)
 
 
-def run_demo(output: Path, *, model: str, effort: int, seed: int) -> list[Row]:
+def run_demo(output: Path, *, model: str, effort: int, seed: int, force: bool) -> list[Row]:
     """Write meshes, codes and demo.png into ``output``; returns a row per shape and variant.
 
     Raises:
-        PolytokError: ``output`` is a file.
+        PolytokError: ``output`` is a file, or it holds anything and ``force`` is false.
     """
     if output.is_file():
         raise PolytokError(f"{output} is a file, not a folder")
+    if not force and output.is_dir() and any(output.iterdir()):
+        raise PolytokError(f"{output} is not empty; use --force to replace its files")
     codec = api.load(model)
     rows: list[Row] = []
     pictures: list[list[Cell]] = []
     shapes = sorted((Path(str(files("polytok.data"))) / "assets" / "shapes").glob("*.glb"))
-    for path in shapes:
+    for path in show.progress(shapes, "demo"):
         mesh = meshes.read(path)
         reference = ShapeReference(mesh, seed=seed + 1, secondary=False)
         row = _Row(path, mesh, reference, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import zipfile
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
+from polytok.cli import show
 from polytok.core.errors import PolytokError, SignalError, one_line
 from polytok.metrics import CONVENTIONS, ShapeReference, bootstrap_mean
 from polytok.signals import mesh as meshes
@@ -34,11 +36,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Encode and decode every mesh and score it; shapes that fail to encode score as empty.
 
+    Files that cannot be read have no truth to score against: they are listed as failures only.
+
     Returns:
         rows per shape, means with 95% bootstrap intervals, failures, conventions.
 
     Raises:
-        PolytokError: the source has no meshes.
+        PolytokError: the source has no meshes, or none of them can be read.
     """
     codec = api.load(model)
     rows: list[Row] = []
@@ -49,9 +53,13 @@ def evaluate(
         files = sorted(found)[::every][:limit]
         if not files:
             raise PolytokError(f"{source} has no meshes")
-        for path in files:
+        for path in show.progress(files, "evaluating"):
             name = path.relative_to(root).as_posix()
-            mesh = meshes.read(path)
+            try:
+                mesh = meshes.read(path)
+            except (PolytokError, OSError) as error:
+                failures.append({"shape": name, "reason": one_line(error)})
+                continue
             try:
                 rows.append(
                     {"shape": name, **_score(codec, mesh, effort, resolution, seed, prefixes)}
@@ -60,7 +68,10 @@ def evaluate(
                 failures.append({"shape": name, "reason": one_line(error)})
                 empty = ShapeReference(mesh, seed=seed, secondary=False).score(None)
                 rows.append({"shape": name, "faces": len(mesh.faces), **empty.as_dict()})
-    keys = [k for k, v in rows[0].items() if isinstance(v, (int, float)) and k != "faces"]
+    if not rows:
+        raise PolytokError(f"{source}: no mesh can be read; {failures[0]['reason']}")
+    numbers = (k for r in rows for k, v in r.items() if isinstance(v, (int, float)))
+    keys = [k for k in dict.fromkeys(numbers) if k != "faces"]
     return {
         "model": codec.name,
         "weights": codec.weights,
@@ -68,8 +79,8 @@ def evaluate(
         "effort": effort,
         "resolution": resolution,
         "seed": seed,
-        "shapes": len(rows),
-        "encoded": len(rows) - len(failures),
+        "shapes": len(files),
+        "encoded": len(files) - len(failures),
         "summary": {k: _interval([r[k] for r in rows if k in r], seed) for k in keys},
         "conventions": dict(CONVENTIONS),
         "failures": failures,
@@ -129,6 +140,10 @@ def _folder(source: Path, stack: ExitStack) -> Path:
     if not zipfile.is_zipfile(source):
         raise PolytokError(f"{source} is neither a folder nor a zip")
     root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polytok-")))
-    with zipfile.ZipFile(source) as archive:
-        archive.extractall(root)
+    try:
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(root)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        # zipfile raises RuntimeError for encrypted members and unknown compressions.
+        raise PolytokError(f"{source} cannot be unpacked: {one_line(error)}") from error
     return root

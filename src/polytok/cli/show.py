@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 def note(text: str) -> None:
     """Print one line on stderr."""
     print(text, file=sys.stderr)
+
+
+def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """Go through items, with a bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description=what, console=Console(stderr=True), transient=True)
 
 
 def ready(device: str, threads: int | None) -> str:
