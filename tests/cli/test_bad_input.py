@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ def test_bad_meshes(
         ["prepare", "nowhere", "out"],
         ["train", "nowhere.toml", "--run", "run"],
         ["frobnicate"],
+        [],
     ],
 )
 def test_bad_arguments(
@@ -114,6 +116,33 @@ def test_bad_codes(
     capfd.readouterr()
     assert run(["decode", str(path), "-o", str(out), "--model", str(model)]) == 2
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_codes_are_not_written_as_meshes(
+    model: Path, box: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = box.read_bytes()
+    assert run(["encode", str(box), "-o", str(box), "--force", "--model", str(model)]) == 2
+    assert "known: .ptk" in capfd.readouterr().err
+    assert box.read_bytes() == before
+
+
+@pytest.mark.parametrize("fault", ["cut", "no mesh in it", "changed"])
+def test_bad_zips(
+    fault: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shapes.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt" if fault == "no mesh in it" else "box.glb", _glb())
+    data = bytearray(path.read_bytes())
+    if fault == "changed":
+        data[100] ^= 0xFF
+    path.write_bytes(bytes(data[:-30] if fault == "cut" else data))
+    out = tmp_path / "scores.json"
+    assert run(["evaluate", str(path), "--model", str(model), "-o", str(out)]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
     assert not out.exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 import trimesh
 
 from polytok.cli import run
+from polytok.systems import api
 
 
 def _run(*arguments: object) -> int:
@@ -104,6 +105,50 @@ def test_evaluate_scores_every_shape(
     assert report["shapes"] == report["encoded"] == 1
     assert {"f_002", "outer_f_002", "v_iou", "cs_iou"} <= report["summary"].keys()
     assert "f_002" in capsys.readouterr().out
+
+
+def test_evaluate_lists_what_cannot_be_read(
+    model: Path, box: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    (box.parent / "a_bad.glb").write_text("no mesh")
+    arguments = ("evaluate", box.parent, "--model", model, "--res", 32, "-o", out)
+    assert _run(*arguments) == 2
+    report = json.loads(out.read_text())
+    assert (report["shapes"], report["encoded"]) == (2, 1)
+    assert [r["shape"] for r in report["rows"]] == ["box.glb"]
+    assert [f["shape"] for f in report["failures"]] == ["a_bad.glb"]
+    assert "a_bad.glb" in capsys.readouterr().err
+
+
+def test_a_folder_of_codes_loads_its_weights_once(
+    code: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "codes", tmp_path / "meshes"
+    folder.mkdir()
+    for name in ("a.ptk", "b.ptk"):
+        (folder / name).write_bytes(code.read_bytes())
+    loads: list[object] = []
+
+    def load(data: bytes, name: object = None) -> object:
+        loads.append(name)
+        return original(data, name)
+
+    original = api.codec_for
+    monkeypatch.setattr(api, "codec_for", load)
+    assert _run("decode", folder, "-o", out, "--model", model, "--res", 32) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a.glb", "b.glb"]
+    assert len(loads) == 1
+
+
+def test_demo_keeps_what_a_folder_holds(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "demo.png"
+    mine.write_text("mine")
+    assert _run("demo", "-o", tmp_path, "--model", model) == 2
+    assert "--force" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.png"] and mine.read_text() == "mine"
 
 
 def test_demo_writes_a_picture_and_meshes(

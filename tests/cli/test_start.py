@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -22,13 +22,19 @@ PROBE = (
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["encode", "--help"]])
 def test_start_is_light(arguments: list[str]) -> None:
     best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        code = PROBE.format(arguments=arguments)
+    code = PROBE.format(arguments=arguments)
+    for _ in range(3):
+        start = _children_seconds()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        best = min(best, time.perf_counter() - start)
+        best = min(best, _children_seconds() - start)
     assert best < 0.5
+
+
+def _children_seconds() -> float:
+    # Processor time: what the clock on the wall shows depends on what else runs.
+    spent = os.times()
+    return spent.children_user + spent.children_system
 
 
 def test_interrupts_end_with_one_line(
@@ -40,5 +46,16 @@ def test_interrupts_end_with_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(show, "systems", stop)
+    assert cli.run(["list"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_interrupts_while_modules_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stop)
     assert cli.run(["list"]) == cli.INTERRUPTED
     assert capsys.readouterr().err == "error: interrupted\n"

@@ -37,7 +37,7 @@ def _run(arguments: list[str]) -> int:
             arguments, prog_name="polytok", standalone_mode=False
         )
     except typer.Exit as done:
-        return done.exit_code
+        status = done.exit_code
     except typer.Abort:
         return _fail("interrupted", INTERRUPTED)
     except TyperException as error:
@@ -49,6 +49,9 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else one_line(error))
     except MemoryError:
         return _fail("not enough memory for this input")
+    if status == INTERRUPTED:
+        # Typer turns an interrupt into this status, without a word.
+        return _fail("interrupted", INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
