@@ -78,6 +78,8 @@ def test_bad_meshes(
         ["encode", "nowhere.glb", "-o", "x.ptk"],
         ["decode", "nowhere.ptk", "-o", "x.glb"],
         ["decode", "nowhere.ptk", "-o", "x.docx"],
+        ["decode", "nowhere.ptk", "-o", "x.glb", "--faces", "3"],
+        ["decode", "nowhere.ptk", "-o", "x.glb", "--levels", "0"],
         ["info", "nowhere.ptk"],
         ["truncate", "nowhere.ptk", "--bytes", "0", "-o", "x.ptk"],
         ["compare", "nowhere.glb", "nowhere.obj"],

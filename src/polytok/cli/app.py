@@ -70,8 +70,8 @@ def decode(
     inputs: Annotated[list[str], typer.Argument(help=".ptk files, globs or folders.")],
     output: Output,
     resolution: Annotated[int, typer.Option("--res", help="Grid cells a side.")] = 128,
-    levels: Annotated[int | None, typer.Option(help="Decode only the first scales.")] = None,
-    faces: Annotated[int | None, typer.Option(help="Decimate to at most so many.")] = None,
+    levels: Annotated[int | None, typer.Option(help="Decode only the first scales.", min=1)] = None,
+    faces: Annotated[int | None, typer.Option(help="Decimate to at most so many.", min=4)] = None,
     partial: Annotated[bool, typer.Option(help="Accept a file that was cut.")] = False,
     format_: Annotated[
         str, typer.Option("--format", help="Extension, when the output is a folder.")
