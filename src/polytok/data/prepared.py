@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 import zipfile
+import zlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -226,8 +227,12 @@ def _opened(source: Path, stack: ExitStack) -> Path:
     if not zipfile.is_zipfile(source):
         raise PolytokError(f"{source} is neither a folder nor a zip")
     root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polytok-")))
-    with zipfile.ZipFile(source) as archive:
-        archive.extractall(root)
+    try:
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(root)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        # zipfile raises RuntimeError for encrypted members and unknown compressions.
+        raise PolytokError(f"{source} cannot be unpacked: {one_line(error)}") from error
     return root
 
 
