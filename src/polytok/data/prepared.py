@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytok.core.errors import PolytokError
+from polytok.core.errors import PolytokError, one_line
 from polytok.core.files import write_bytes, write_text
 from polytok.core.seeding import derive
 from polytok.data.workers import Failure, run_jobs, termination_as_interrupt
