@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-import zipfile
-import zlib
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import trimesh
 
 from polytok.cli import show
 from polytok.core.errors import PolytokError, SignalError, one_line
+from polytok.core.files import opened_folder
 from polytok.metrics import CONVENTIONS, ShapeReference, bootstrap_mean
 from polytok.signals import mesh as meshes
 from polytok.systems import api
@@ -47,8 +44,7 @@ def evaluate(
     codec = api.load(model)
     rows: list[Row] = []
     failures: list[Row] = []
-    with ExitStack() as stack:
-        root = _folder(source, stack)
+    with opened_folder(source) as root:
         found = (p for p in root.rglob("*") if p.suffix.lower() in meshes.EXTENSIONS)
         files = sorted(found)[::every][:limit]
         if not files:
@@ -130,20 +126,3 @@ def _score(
 def _interval(values: list[float], seed: int) -> dict[str, float]:
     interval = bootstrap_mean(np.asarray(values, np.float64), seed=seed)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def _folder(source: Path, stack: ExitStack) -> Path:
-    if source.is_dir():
-        return source
-    if not source.exists():
-        raise PolytokError(f"{source}: no such file or folder")
-    if not zipfile.is_zipfile(source):
-        raise PolytokError(f"{source} is neither a folder nor a zip")
-    root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polytok-")))
-    try:
-        with zipfile.ZipFile(source) as archive:
-            archive.extractall(root)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        # zipfile raises RuntimeError for encrypted members and unknown compressions.
-        raise PolytokError(f"{source} cannot be unpacked: {one_line(error)}") from error
-    return root

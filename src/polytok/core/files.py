@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polytok.core.errors import PolytokError
+from polytok.core.errors import PolytokError, one_line
 
 
 @contextmanager
@@ -52,3 +54,28 @@ def write_bytes(target: str | os.PathLike[str], data: bytes, *, force: bool = Tr
 def write_text(target: str | os.PathLike[str], text: str, *, force: bool = True) -> None:
     """Write ``text`` as UTF-8 to ``target`` in one step."""
     write_bytes(target, text.encode(), force=force)
+
+
+@contextmanager
+def opened_folder(source: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a folder: ``source`` itself, or where its zip is unpacked while the block lasts.
+
+    Raises:
+        PolytokError: ``source`` is missing, neither folder nor zip, or cannot be unpacked.
+    """
+    source = Path(source)
+    if source.is_dir():
+        yield source
+        return
+    if not source.exists():
+        raise PolytokError(f"{source}: no such file or folder")
+    if not zipfile.is_zipfile(source):
+        raise PolytokError(f"{source} is neither a folder nor a zip")
+    with tempfile.TemporaryDirectory(prefix="polytok-") as name:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(name)
+        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            # zipfile raises RuntimeError for encrypted members and unknown compressions.
+            raise PolytokError(f"{source} cannot be unpacked: {one_line(error)}") from error
+        yield Path(name)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
-import zipfile
-import zlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytok.core.errors import PolytokError, one_line
-from polytok.core.files import write_bytes, write_text
+from polytok.core.errors import PolytokError
+from polytok.core.files import opened_folder, write_bytes, write_text
 from polytok.core.seeding import derive
 from polytok.data.workers import Failure, run_jobs, termination_as_interrupt
 
@@ -71,7 +68,7 @@ def prepare_folder(
     start, out = time.perf_counter(), Path(out)
     with ExitStack() as stack:
         stack.enter_context(termination_as_interrupt())
-        root = _opened(Path(source), stack)
+        root = stack.enter_context(opened_folder(source))
         notes = _metadata(root)
         files = _meshes(root)
         if not files:
@@ -218,24 +215,6 @@ class _Bar:
         self._progress.update(self._task, advance=1, dropped=dropped)
 
 
-def _opened(source: Path, stack: ExitStack) -> Path:
-    """Return a folder: the source itself, or where its zip was unpacked for the time being."""
-    if source.is_dir():
-        return source
-    if not source.exists():
-        raise PolytokError(f"{source}: no such file or folder")
-    if not zipfile.is_zipfile(source):
-        raise PolytokError(f"{source} is neither a folder nor a zip")
-    root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polytok-")))
-    try:
-        with zipfile.ZipFile(source) as archive:
-            archive.extractall(root)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        # zipfile raises RuntimeError for encrypted members and unknown compressions.
-        raise PolytokError(f"{source} cannot be unpacked: {one_line(error)}") from error
-    return root
-
-
 def _meshes(root: Path) -> list[str]:
     from polytok.signals.mesh import EXTENSIONS
 
@@ -263,10 +242,12 @@ def _record(path: Path) -> Record:
 
 
 def _finished(out: Path, file: str) -> Record | None:
+    from safetensors import SafetensorError
+
     path = _target(out, file)
     try:
         return _record(path) if path.exists() else None
-    except Exception:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         # Not a file of ours, or damaged since: it is made again.
         return None
 

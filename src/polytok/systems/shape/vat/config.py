@@ -95,6 +95,25 @@ SMALL = VATConfig(
     prefix_dropout=0.2,
 )
 
+# The paper's sizes, as far as they are known; built and round-tripped, never trained here.
+PAPER = VATConfig(
+    slots=SLOTS_512_VAR,
+    codebook_size=64,
+    code_dim=16,
+    num_points=81920,
+    num_features=3072,
+    dim=768,
+    num_heads=12,
+    encoder_layers=8,
+    latent_layers=0,
+    decoder_layers=16,
+    plane_size=32,
+    channels=(256, 128, 64, 32),
+    mlp_layers=4,
+    loss="occupancy",
+    band=1 / 512,
+)
+
 PRESETS: dict[str, VATConfig] = {
     "vat-512b-small": SMALL,
     "vat-512b-tiny": VATConfig(
@@ -113,43 +132,11 @@ PRESETS: dict[str, VATConfig] = {
         mlp_dim=32,
         mlp_layers=2,
     ),
-    "vat-512b": VATConfig(
-        slots=SLOTS_512_VAR,
-        codebook_size=64,
-        code_dim=16,
-        num_points=81920,
-        num_features=3072,
-        dim=768,
-        num_heads=12,
-        encoder_layers=8,
-        latent_layers=0,
-        decoder_layers=16,
-        plane_size=32,
-        channels=(256, 128, 64, 32),
-        mlp_layers=4,
-        loss="occupancy",
-        band=1 / 512,
-    ),
+    "vat-512b": PAPER,
     "vat-4kb-small": override(
         SMALL, slots=(1, 4, 9, 16, 25, 36, 64, 100, 169, 256), codebook_size=16384
     ),
-    "vat-4kb": VATConfig(
-        slots=SLOTS_4KB,
-        codebook_size=16384,
-        code_dim=32,
-        num_points=81920,
-        num_features=3072,
-        dim=768,
-        num_heads=12,
-        encoder_layers=8,
-        latent_layers=0,
-        decoder_layers=16,
-        plane_size=32,
-        channels=(256, 128, 64, 32),
-        mlp_layers=4,
-        loss="occupancy",
-        band=1 / 512,
-    ),
+    "vat-4kb": override(PAPER, slots=SLOTS_4KB, codebook_size=16384, code_dim=32),
 }
 
 
