@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -110,7 +110,18 @@ class _Crew(Generic[Job, Result]):
         workers = list((self.pool._processes or {}).values()) if self.held else []
         for worker in workers:
             worker.terminate()
+        # A worker that does not heed this must not keep the run from ending.
+        last_resort = threading.Timer(_GRACE, _kill, [[w.pid for w in workers if w.pid]])
+        last_resort.daemon = True
+        last_resort.start()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        last_resort.cancel()
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class _Call(Generic[Job, Result]):
