@@ -42,14 +42,16 @@ BASE = override(
     mlp_layers=2,
     prefix_dropout=0.0,
 )
+CROSS: dict[str, Any] = {"feature_mode": "cross_learned", "is_anchored": False}
 QUIET: dict[str, Any] = {"is_variational": False}
 DROP: dict[str, Any] = {"prefix_dropout": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
     "vvq": {},
     "no_vvq": QUIET,
-    # Features pooled on planes come in counts of 3 r r, which M = 64 is not.
-    "cross": {"feature_mode": "cross_learned"},
-    "cross_no_compression": {"feature_mode": "cross_learned", "is_compressed": False},
+    # Features pooled on planes come in counts of 3 r r, which M = 64 is not, and anchored latents
+    # need them.
+    "cross": CROSS,
+    "cross_no_compression": {**CROSS, "is_compressed": False},
     "grid2d_drop": DROP,
     "grid2d_quiet_drop": {**QUIET, **DROP},
 } | {

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from contracts.cases import SMALL_PRESETS, build_preset
 from polytok.bottlenecks import RESAMPLERS, GaussianBottleneck, MultiScaleVQ
 from polytok.core.contracts import StepContext
-from polytok.layers import Block, CrossBlock, FeedForward, FourierEmbedding
-from polytok.losses import signed_distance_loss, soft_occupancy_loss
+from polytok.layers import AnchorExchange, Block, CrossBlock, FeedForward, FourierEmbedding
+from polytok.losses import overlap_loss, signed_distance_loss, soft_occupancy_loss
 from polytok.networks.decoders import TriplaneDecoder
 from polytok.networks.encoders import PointEncoder
 
@@ -102,6 +102,10 @@ def stepped(preset: str) -> list[Tensor]:
 
 COMPONENTS: dict[str, Callable[[], list[Tensor]]] = {
     "layers.FourierEmbedding": lambda: [FourierEmbedding(4)(wave(5, 3))],
+    "layers.AnchorExchange": lambda: (
+        (exchange := filled(AnchorExchange(8, 4, 2)))
+        and [exchange.gather(wave(2, 12, 8)), exchange.spread(wave(2, 4, 8))]
+    ),
     "layers.FeedForward": lambda: [filled(FeedForward(8))(wave(2, 5, 8))],
     "layers.Block": lambda: [filled(Block(8, 2))(wave(2, 5, 8))],
     "layers.CrossBlock": lambda: [filled(CrossBlock(8, 2))(wave(2, 5, 8), wave(2, 7, 8, phase=1))],
@@ -121,6 +125,7 @@ COMPONENTS: dict[str, Callable[[], list[Tensor]]] = {
     "losses.signed_distance_loss": lambda: [
         signed_distance_loss(wave(2, 9), 0.1 * wave(2, 9, phase=1), band=0.05)
     ],
+    "losses.overlap_loss": lambda: [overlap_loss(wave(2, 9), 0.1 * wave(2, 9, phase=1), band=0.05)],
     "losses.soft_occupancy_loss": lambda: [
         soft_occupancy_loss(wave(2, 9), 0.1 * wave(2, 9, phase=1), band=0.05)
     ],

@@ -162,6 +162,22 @@ def test_a_stretched_ball_is_right_inside_the_band() -> None:
     assert error.max() < 2e-3 and error.mean() < 5e-4
 
 
+def test_quarter_turns_keep_boxes_aligned_with_the_axes() -> None:
+    turned = {**PLAIN, "rotate": True}
+    aligned = source([Box(EXTENT, 0.3, 0.2)], **turned, quarter_turns=1.0)
+    free = source([Box(EXTENT, 0.3, 0.2)], **turned)
+
+    def is_aligned(sample: dict[str, torch.Tensor]) -> bool:
+        return bool((sample["normals"].abs().max(-1).values > 1 - 1e-5).all())
+
+    samples = [aligned.sample(n) for n in range(12)]
+    assert all(map(is_aligned, samples))
+    # Both ways of lying: along x and along z.
+    longest = {int(s["points"].abs().amax(0).argmax()) for s in samples}
+    assert longest == {0, 2}
+    assert sum(is_aligned(free.sample(n)) for n in range(12)) <= 2
+
+
 # Draws
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polytok.losses import signed_distance_loss, soft_occupancy_loss
+from polytok.losses import overlap_loss, signed_distance_loss, soft_occupancy_loss
 from polytok.losses.shape import soft_occupancy
 
 BAND = 0.05
@@ -30,14 +30,14 @@ def test_a_perfect_field_has_the_least_loss() -> None:
         assert float(noisy) > float(loss(target.atanh(), sdf, band=BAND))
 
 
-@pytest.mark.parametrize("loss", [signed_distance_loss, soft_occupancy_loss])
+@pytest.mark.parametrize("loss", [signed_distance_loss, soft_occupancy_loss, overlap_loss])
 def test_gradient_raises_logits_inside_and_lowers_them_outside(loss: object) -> None:
     logits = torch.zeros(1, 2, requires_grad=True)
     loss(logits, torch.tensor([[-0.3, 0.3]]), band=BAND).backward()  # type: ignore[operator]
     assert float(logits.grad[0, 0]) < 0 < float(logits.grad[0, 1])
 
 
-@pytest.mark.parametrize("loss", [signed_distance_loss, soft_occupancy_loss])
+@pytest.mark.parametrize("loss", [signed_distance_loss, soft_occupancy_loss, overlap_loss])
 def test_distances_beyond_the_band_are_all_alike(loss: object) -> None:
     logits = torch.randn(2, 9)
     sign = torch.where(torch.rand(2, 9) < 0.5, -1.0, 1.0)
@@ -52,7 +52,22 @@ def test_swapping_inside_and_outside_negates_the_best_logits() -> None:
         torch.testing.assert_close(loss(logits, sdf, band=BAND), loss(-logits, -sdf, band=BAND))
 
 
+def test_overlap_is_lost_share_of_the_union() -> None:
+    sdf = torch.tensor([[-1.0] * 30 + [1.0] * 70])
+    logits = torch.full((1, 100), -50.0)
+    logits[0, 15:45] = 50.0  # 15 hits, 15 missed, 15 false
+    wanted = 1 - (15 + 1) / (45 + 1)
+    assert float(overlap_loss(logits, sdf, band=BAND)) == pytest.approx(wanted, abs=1e-6)
+    assert float(overlap_loss(-sdf * 50, sdf, band=BAND)) < 1e-6
+
+
+def test_overlap_is_averaged_over_shapes_not_over_queries() -> None:
+    sdf, logits = 0.1 * torch.randn(3, 40), torch.randn(3, 40)
+    alone = [overlap_loss(logits[i : i + 1], sdf[i : i + 1], band=BAND) for i in range(3)]
+    torch.testing.assert_close(overlap_loss(logits, sdf, band=BAND), torch.stack(alone).mean())
+
+
 def test_half_precision_logits_are_taken_in_fp32() -> None:
     logits, sdf = torch.randn(2, 9).bfloat16(), 0.1 * torch.randn(2, 9)
-    for loss in (signed_distance_loss, soft_occupancy_loss):
+    for loss in (signed_distance_loss, soft_occupancy_loss, overlap_loss):
         assert loss(logits, sdf, band=BAND).dtype == torch.float32

@@ -10,13 +10,15 @@ from polytok.core.errors import ConfigError
 from polytok.networks.encoders import PointEncoder
 from polytok.networks.encoders.point import PlanePooling, farthest_points
 
-MODES = ["cross_learned", "cross_fps", "subset", "planes"]
+MODES = ["cross_learned", "cross_fps", "subset", "planes", "anchored"]
 modes = pytest.mark.parametrize("mode", MODES)
 
 
 def build(mode: str = "cross_learned", **changes: object) -> PointEncoder:
     options: dict[str, object] = {"dim": 16, "num_heads": 2, "num_layers": 1, "num_latents": 4}
     options |= {"num_features": 12, "feature_mode": mode}
+    if mode == "anchored":
+        options |= {"feature_mode": "planes", "is_anchored": True}
     return PointEncoder(**{**options, **changes}).eval()  # type: ignore[arg-type]
 
 
@@ -26,8 +28,10 @@ def cloud() -> tuple[Tensor, Tensor]:
     return points, torch.nn.functional.normalize(torch.randn(3, 60, 3), dim=-1)
 
 
-@modes
-@pytest.mark.parametrize("is_compressed", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "is_compressed"),
+    [(m, c) for m in MODES for c in (True, False) if c or m != "anchored"],
+)
 @torch.no_grad()
 def test_any_number_of_points_gives_the_latents(mode: str, is_compressed: bool) -> None:
     count = 12 if mode == "planes" and not is_compressed else 4
@@ -71,6 +75,14 @@ def test_gradient_reaches_every_parameter_and_the_points(
         if name not in ("norm.weight", "norm.bias"):
             assert parameter.grad is not None and bool(parameter.grad.any()), name
     assert bool(points.grad.any())
+
+
+@pytest.mark.parametrize(
+    "change", [{"is_compressed": False, "num_latents": 12}, {"feature_mode": "cross_fps"}]
+)
+def test_anchors_need_planes_and_compression(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="anchored"):
+        build("anchored", **change)
 
 
 def test_planes_need_three_squares() -> None:

@@ -42,6 +42,8 @@ class ShapeSampling:
         num_points: surface points, ``sharp_fraction`` of them on sharp edges.
         num_volume, num_near: queries of either kind.
         rotate: any rotation about the up axis (y). mirror: flips of x and z.
+        quarter_turns: share of the rotations that are multiples of 90 degrees, as the axes of
+            most assets are.
         stretch: factors per axis are drawn from [1 - stretch, 1 + stretch].
         mix: probability of joining two shapes side by side.
         gap: half of the free space between joined shapes, after normalisation; beyond any band.
@@ -52,6 +54,7 @@ class ShapeSampling:
     num_volume: int = 384
     num_near: int = 640
     rotate: bool = True
+    quarter_turns: float = 0.0
     mirror: bool = True
     stretch: float = 0.25
     mix: float = 0.1
@@ -156,7 +159,10 @@ class ShapeSource:
         if s.mirror:
             linear = linear @ np.diag([rng.choice([-1, 1]), 1, rng.choice([-1, 1])])
         if s.rotate:
-            c, d = np.cos(a := rng.uniform(0, 2 * np.pi)), np.sin(a)
+            angle = rng.uniform(0, 2 * np.pi)
+            if s.quarter_turns and rng.random() < s.quarter_turns:
+                angle = rng.integers(4) * np.pi / 2
+            c, d = np.cos(angle), np.sin(angle)
             linear = linear @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]])
         return linear.astype(np.float32)
 

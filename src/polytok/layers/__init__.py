@@ -1,11 +1,13 @@
 """Building blocks that know nothing of a modality: attention, transformer blocks, positions."""
 
+from polytok.layers.anchors import AnchorExchange
 from polytok.layers.attention import attend
 from polytok.layers.positions import PLANE_AXES, FourierEmbedding
 from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype, unit_gain
 
 __all__ = [
     "PLANE_AXES",
+    "AnchorExchange",
     "Block",
     "CrossBlock",
     "FeedForward",

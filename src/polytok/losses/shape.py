@@ -20,3 +20,14 @@ def signed_distance_loss(logits: Tensor, sdf: Tensor, *, band: float) -> Tensor:
     """L1 of tanh(logits) with the negated distance truncated to +- band and scaled to [-1, 1]."""
     target = (-sdf / band).clamp(-1, 1)
     return (logits.float().tanh() - target).abs().mean()
+
+
+def overlap_loss(logits: Tensor, sdf: Tensor, *, band: float) -> Tensor:
+    """1 - soft IoU of each shape's queries, averaged; logits and distances (B, Q).
+
+    Cross-entropy alone is cautious: where half of the plausible shapes are empty it says outside.
+    """
+    guess, truth = logits.float().sigmoid(), soft_occupancy(sdf, band)
+    both = (guess * truth).sum(-1)
+    either = (guess + truth).sum(-1) - both
+    return (1 - (both + 1) / (either + 1)).mean()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polytok.layers import PLANE_AXES, Block, compute_dtype
+from polytok.layers import PLANE_AXES, AnchorExchange, Block, compute_dtype
 
 
 class ResidualConv(nn.Module):
@@ -127,6 +127,7 @@ class TriplaneDecoder(nn.Module):
         num_layers: blocks over latents and the 3 r r learnable plane tokens together.
         plane_size: r. channels: see :class:`PlaneUpsampler`.
         extent: half side of the box that the planes cover.
+        is_anchored: latents have places in space, and plane tokens start from the nearest ones.
     """
 
     def __init__(
@@ -143,11 +144,13 @@ class TriplaneDecoder(nn.Module):
         mlp_layers: int = 3,
         extent: float = 1.05,
         refine_last: bool = True,
+        is_anchored: bool = False,
     ) -> None:
         super().__init__()
         self.extent = extent
         self.position = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
         self.plane_tokens = nn.Parameter(torch.randn(3 * plane_size**2, dim) * 0.02)
+        self.exchange = AnchorExchange(dim, num_latents, plane_size) if is_anchored else None
         self.latent_blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_latent_layers))
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -170,6 +173,8 @@ class TriplaneDecoder(nn.Module):
         for block in self.latent_blocks:
             x = block(x)
         tokens = self.plane_tokens.to(dtype).expand(latents.shape[0], -1, -1)
+        if self.exchange is not None:
+            tokens = tokens + self.exchange.spread(x)
         x = torch.cat([x, tokens], dim=1)
         for block in self.blocks:
             x = block(x)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from polytok.core.errors import ConfigError
-from polytok.layers import PLANE_AXES, Block, CrossBlock, FourierEmbedding, compute_dtype, unit_gain
+from polytok.layers import (
+    PLANE_AXES,
+    AnchorExchange,
+    Block,
+    CrossBlock,
+    FourierEmbedding,
+    compute_dtype,
+    unit_gain,
+)
 
 FeatureMode = Literal["cross_learned", "cross_fps", "subset", "planes"]
 
@@ -89,6 +97,8 @@ class PointEncoder(nn.Module):
             cells of three planes (N = 3 r r).
         is_compressed: False drops the latents: the first M = N feature tokens are the output
             (the ablation of the paper).
+        is_anchored: latents have places in space and start from the features near them; needs
+            features of planes.
     """
 
     def __init__(
@@ -101,6 +111,7 @@ class PointEncoder(nn.Module):
         num_features: int,
         feature_mode: FeatureMode = "cross_learned",
         is_compressed: bool = True,
+        is_anchored: bool = False,
         num_octaves: int = 8,
         extent: float = 1.05,
     ) -> None:
@@ -123,6 +134,11 @@ class PointEncoder(nn.Module):
         if is_compressed:
             self.latent_tokens = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
             self.group_embed = nn.Parameter(torch.randn(2, dim) * 0.02)
+        self.exchange = None
+        if is_anchored:
+            if feature_mode != "planes" or not is_compressed:
+                raise ConfigError("anchored latents need compression and feature_mode planes")
+            self.exchange = AnchorExchange(dim, num_latents, size)
         self.is_compressed = is_compressed
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -146,8 +162,11 @@ class PointEncoder(nn.Module):
         x = x.to(compute_dtype(x))
         if self.is_compressed:
             latents = (self.latent_tokens + self.group_embed[0]).to(x.dtype)
+            latents = latents.expand(points.shape[0], -1, -1)
+            if self.exchange is not None:
+                latents = latents + self.exchange.gather(x)
             features = x + self.group_embed[1].to(x.dtype)
-            x = torch.cat([latents.expand(points.shape[0], -1, -1), features], dim=1)
+            x = torch.cat([latents, features], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x[:, : self.num_latents])

@@ -32,6 +32,9 @@ class VATConfig:
         plane_size: tokens per plane side [r]; channels: of the upsampler, one doubling a step.
         loss: ``sdf`` (L1 of the truncated distance) or ``occupancy`` (soft, binary cross-entropy).
         band: truncation, or half-width of the soft edge, in normalised units.
+        overlap_weight: share of 1 - soft IoU that is added to the loss of ``occupancy``.
+        is_anchored: latents and plane cells start from their neighbours in space (ours, not the
+            paper's: a start from averages learns where to look only after many thousand shapes).
         is_variational: sample the latents and charge the KL (VVQ).
         mean_fraction: share of training samples that decode from the mean instead of a draw.
         prefix_dropout: share of training samples that decode from a random prefix of scales.
@@ -61,6 +64,8 @@ class VATConfig:
     extent: float = 1.05
     loss: Literal["sdf", "occupancy"] = "sdf"
     band: float = 0.05
+    overlap_weight: float = 0.0
+    is_anchored: bool = False
     is_variational: bool = True
     mean_fraction: float = 0.2
     prefix_dropout: float = 0.0
@@ -85,13 +90,17 @@ SMALL = VATConfig(
     feature_mode="planes",
     num_features=192,
     num_points=1024,
-    dim=128,
-    num_heads=2,
-    encoder_layers=3,
-    latent_layers=2,
-    decoder_layers=2,
+    dim=192,
+    num_heads=3,
+    encoder_layers=2,
+    latent_layers=0,
+    decoder_layers=3,
     channels=(64, 32, 32, 24),
     refine_last=False,
+    loss="occupancy",
+    band=0.03,
+    overlap_weight=0.3,
+    is_anchored=True,
     prefix_dropout=0.2,
 )
 

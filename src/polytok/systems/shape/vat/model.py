@@ -23,7 +23,7 @@ from polytok.core.contracts import (
 from polytok.core.errors import SignalError
 from polytok.core.seeding import derive
 from polytok.layers import unit_gain
-from polytok.losses import signed_distance_loss, soft_occupancy_loss
+from polytok.losses import overlap_loss, signed_distance_loss, soft_occupancy_loss
 from polytok.networks.decoders import PlaneField, TriplaneDecoder
 from polytok.networks.encoders import PointEncoder
 from polytok.systems.shape.vat.config import VATConfig
@@ -94,6 +94,7 @@ class VAT(Tokenizer):
             num_features=config.num_features,
             feature_mode=config.feature_mode,
             is_compressed=config.is_compressed,
+            is_anchored=config.is_anchored,
         )
         self.bottleneck: VariationalQuantizer = VariationalQuantizer(
             GaussianBottleneck(config.dim, config.code_dim),
@@ -119,6 +120,7 @@ class VAT(Tokenizer):
             mlp_layers=config.mlp_layers,
             extent=config.extent,
             refine_last=config.refine_last,
+            is_anchored=config.is_anchored,
         )
 
     def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
@@ -173,8 +175,11 @@ class VAT(Tokenizer):
 
     def reconstruction_loss(self, logits: Tensor, sdf: Tensor) -> Tensor:
         """The configured loss of logits (B, Q) against signed distances (B, Q)."""
-        loss = signed_distance_loss if self.config.loss == "sdf" else soft_occupancy_loss
-        return loss(logits, sdf, band=self.config.band)
+        band, weight = self.config.band, self.config.overlap_weight
+        if self.config.loss == "sdf":
+            return signed_distance_loss(logits, sdf, band=band)
+        loss = soft_occupancy_loss(logits, sdf, band=band)
+        return loss + weight * overlap_loss(logits, sdf, band=band) if weight else loss
 
     def _encode(self, batch: Batch) -> Tensor:
         points, normals = batch.get("points"), batch.get("normals")
