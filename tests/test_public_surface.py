@@ -9,6 +9,8 @@ import importlib
 import json
 import os
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,11 @@ def test_the_front_door_shows_its_names_and_no_others() -> None:
     assert set(polytok.__all__) <= set(dir(polytok))
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         polytok.lod  # noqa: B018
+
+
+def test_listing_imports_no_torch() -> None:
+    code = (
+        "import sys, polytok; assert 'vat' in polytok.list_systems();"
+        "assert not {'torch', 'numpy', 'trimesh', 'rich'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

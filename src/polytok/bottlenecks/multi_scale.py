@@ -169,14 +169,18 @@ class MultiScaleVQ(Bottleneck):
         return self.embedding(ids)
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
-        """Sum the lifts of a prefix of levels: (B, M, d)."""
+        """Decode a prefix of levels: (B, M, d)."""
         count = len(indices) if num_levels is None else num_levels
         if not 1 <= count <= min(len(indices), len(self.slots)):
             raise PolytokError(f"num_levels={count} is not within 1..{len(indices)}")
-        with torch.autocast(indices[0].device.type, enabled=False):
-            total = torch.zeros((), device=indices[0].device)
-            for level in range(count):
-                total = total + self._lift(self.lookup(indices[level]), level)
+        return self.combine([self.lookup(ids) for ids in indices[:count]])
+
+    def combine(self, codes: Sequence[Tensor]) -> Tensor:
+        """Sum the lifts of the first levels' code vectors (B, s_k, d): (B, M, d)."""
+        with torch.autocast(codes[0].device.type, enabled=False):
+            total = torch.zeros((), device=codes[0].device)
+            for level, vectors in enumerate(codes):
+                total = total + self._lift(vectors, level)
         return total
 
     def teacher_inputs(self, indices: Sequence[Tensor]) -> Tensor:

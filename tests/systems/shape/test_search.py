@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from polytok.core.config import override
 from polytok.core.errors import PolytokError
-from polytok.systems.shape.vat import VAT, preset
-from polytok.systems.shape.vat.search import STEPS, SearchResult, refine
+from polytok.systems.shape.vat import VAT, preset, search
+from polytok.systems.shape.vat.search import PATH, SearchResult, refine
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def score(model: VAT, indices: tuple[Tensor, ...], queries: Tensor, sdf: Tensor)
 
 def test_objective_never_rises_with_effort(model: VAT, task: tuple[Tensor, Tensor, Tensor]) -> None:
     results = [refine(model, *task, effort=effort, seed=2) for effort in range(4)]
-    assert [r.steps for r in results] == list(STEPS[:4])
+    assert [r.steps for r in results] == [sum(part) for part in PATH[:4]]
     assert all(b.objective <= a.objective for a, b in pairwise(results))
     assert results[-1].objective < results[0].objective
     assert {r.start for r in results} == {results[0].objective}
@@ -76,14 +77,50 @@ def test_search_repeats_by_seed_and_leaves_the_model_alone(
 def test_progress_is_told(model: VAT, task: tuple[Tensor, Tensor, Tensor]) -> None:
     told: list[tuple[int, int]] = []
     refine(model, *task, effort=1, on_step=lambda *step: told.append(step))
-    assert told == [(n, STEPS[1]) for n in range(1, STEPS[1] + 1)]
+    assert told == [(n, PATH[1][0]) for n in range(1, PATH[1][0] + 1)]
 
 
-@pytest.mark.parametrize("effort", [-1, len(STEPS)])
+@pytest.mark.parametrize("effort", [-1, len(PATH)])
 def test_effort_has_bounds(model: VAT, task: tuple[Tensor, Tensor, Tensor], effort: int) -> None:
     with pytest.raises(PolytokError, match=rf"effort={effort} is not within"):
         refine(model, *task, effort=effort)
 
 
 def test_efforts_are_prefixes_of_one_path() -> None:
-    assert STEPS[0] == 0 and list(STEPS) == sorted(set(STEPS)) and len(STEPS) == 10
+    assert PATH[0] == (0, 0) and len(PATH) == 10
+    for (steps, rounds), (more_steps, more_rounds) in pairwise(PATH):
+        assert steps + rounds < more_steps + more_rounds
+        # Rounds begin when all steps are done.
+        assert more_steps == steps or rounds == 0
+        assert more_rounds >= rounds
+
+
+def test_rounds_of_re_choice_go_on_where_steps_end(
+    monkeypatch: pytest.MonkeyPatch, model: VAT, task: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    monkeypatch.setattr(search, "PATH", ((0, 0), (10, 0), (10, 4), (10, 8)))
+    steps, few, many = (refine(model, *task, effort=effort) for effort in (1, 2, 3))
+    assert many.objective <= few.objective < steps.objective
+    assert score(model, many.indices, *task[1:]) == pytest.approx(many.objective, rel=1e-5)
+    changed = sum(int((a != b).sum()) for a, b in zip(steps.indices, many.indices, strict=True))
+    assert 1 <= changed <= 8 * search.CANDIDATES
+
+
+def test_a_round_finds_the_id_that_was_spoilt(model: VAT) -> None:
+    """The target is a code's own field; with one id wrong, rounds bring most of it back."""
+    model = VAT(override(model.config, loss="occupancy")).eval().requires_grad_(False)
+    quantizer = model.bottleneck.quantizer
+    truth = quantizer(torch.randn(1, model.config.num_latents, model.config.code_dim)).indices
+    queries = torch.rand(1, 3000, 3) * 2.1 - 1.05
+    # Distances whose soft occupancy is the field itself.
+    occupancy = model.field(quantizer.embed(truth))(queries).sigmoid()
+    sdf = (0.5 - occupancy) * 2 * model.config.band
+    spoilt = [ids.clone() for ids in truth]
+    spoilt[1][0, 2] = (spoilt[1][0, 2] + 7) % model.config.codebook_size
+    run = search._Search(model, queries, sdf, torch.Generator().manual_seed(0))
+    floor = float(run.losses(quantizer.embed(truth)))
+    start = run.offer(tuple(spoilt))
+    for number in range(12):
+        run.rechoose(number)
+    assert start > floor
+    assert run.objective - floor < 0.5 * (start - floor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,19 +12,38 @@ from polytok.core.errors import PolytokError
 from polytok.core.seeding import torch_rng
 from polytok.systems.shape.vat.model import VAT
 
-# Gradient steps up to each effort. All efforts walk the same path and keep its best code so far,
-# so a higher effort never ends with a worse objective.
-STEPS = (0, 10, 25, 50, 75, 100, 150, 200, 300, 400)
+# Gradient steps, then rounds of re-choice, up to each effort. All efforts walk the same path and
+# keep its best code so far, so a higher effort never ends with a worse objective. Steps gain the
+# most per second at first, rounds after about a hundred of them.
+PATH = (
+    (0, 0),
+    (10, 0),
+    (25, 0),
+    (50, 0),
+    (75, 0),
+    (100, 0),
+    (100, 10),
+    (100, 20),
+    (100, 35),
+    (100, 60),
+)
 LEARNING_RATE = 0.05
 QUERIES_PER_STEP = 2048
 CHECK_EVERY = 5
+CANDIDATES = 24  # changes of one id that a round tries
+QUERIES_PER_ROUND = 4096
+NEIGHBOUR = 8  # a change reaches about as far as this nearest code
+REST = 5  # rounds that an id which was tried and kept is left alone
+
+Ids = tuple[Tensor, ...]
+Change = tuple[int, int, int]  # level, slot, new id
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
     """The best code found: ids (1, s_k) per scale, its objective and that of the start."""
 
-    indices: tuple[Tensor, ...]
+    indices: Ids
     objective: float
     start: float
     steps: int
@@ -40,50 +59,140 @@ def refine(
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
-    """Move latents down the gradient of the reconstruction loss, through the quantizer.
+    """Move latents down the gradient of the reconstruction loss, then re-choose ids one by one.
 
     The objective is the model's reconstruction loss of the *quantized* latents on all queries.
-    Adam moves the continuous latents; the straight-through estimator carries the gradient past
-    the quantizer.
 
     Args:
         latents: (1, M, d), the encoder's mean. queries: (1, Q, 3). sdf: (1, Q), inside negative.
         effort: 0..9.
+        on_step: called with the steps done and the steps of this effort.
 
     Raises:
         PolytokError: effort is outside 0..9.
     """
-    if not 0 <= effort < len(STEPS):
-        raise PolytokError(f"effort={effort} is not within 0..{len(STEPS) - 1}")
-    quantizer = model.bottleneck.quantizer
-    rng = torch_rng(seed, "search")
-    z = latents.detach().clone().requires_grad_()
-    momentum, variance = torch.zeros_like(z), torch.zeros_like(z)
-
-    def judge() -> tuple[float, tuple[Tensor, ...]]:
-        with torch.no_grad():
-            out = quantizer(z)
-            loss = model.reconstruction_loss(model.field(out.latents)(queries), sdf)
-        assert out.indices is not None
-        return float(loss), out.indices
-
-    start, indices = judge()
-    best = start
-    for step in range(1, STEPS[effort] + 1):
-        pick = torch.randint(queries.shape[1], (QUERIES_PER_STEP,), generator=rng)
-        total = quantizer(z).latents
-        through = z + (total - z).detach()
-        loss = model.reconstruction_loss(model.field(through)(queries[:, pick]), sdf[:, pick])
-        (gradient,) = torch.autograd.grad(loss, z)
-        momentum = 0.9 * momentum + 0.1 * gradient
-        variance = 0.99 * variance + 0.01 * gradient.square()
-        scale = (variance / (1 - 0.99**step)).sqrt() + 1e-8
-        with torch.no_grad():
-            z -= LEARNING_RATE * momentum / (1 - 0.9**step) / scale
-        if step % CHECK_EVERY == 0:
-            score, found = judge()
-            if score < best:
-                best, indices = score, found
+    if not 0 <= effort < len(PATH):
+        raise PolytokError(f"effort={effort} is not within 0..{len(PATH) - 1}")
+    steps, rounds = PATH[effort]
+    search = _Search(model, queries, sdf, torch_rng(seed, "search"))
+    start_ids = model.bottleneck.quantizer(latents.detach()).indices
+    start = search.offer(start_ids)
+    descent = search.descend(latents)
+    for step in range(1, steps + rounds + 1):
+        if step <= steps:
+            next(descent)
+        else:
+            search.rechoose(step)
         if on_step:
-            on_step(step, STEPS[effort])
-    return SearchResult(indices=indices, objective=best, start=start, steps=STEPS[effort])
+            on_step(step, steps + rounds)
+    return SearchResult(
+        indices=search.best, objective=search.objective, start=start, steps=steps + rounds
+    )
+
+
+class _Search:
+    """The best ids so far, their objective, and the two ways to better ones."""
+
+    def __init__(self, model: VAT, queries: Tensor, sdf: Tensor, rng: torch.Generator) -> None:
+        self.model, self.quantizer = model, model.bottleneck.quantizer
+        self.queries, self.sdf, self.rng = queries, sdf, rng
+        self.best: Ids = ()
+        self.objective = float("inf")
+        self.resting: dict[tuple[int, int], int] = {}
+
+    def losses(self, latents: Tensor, pick: Tensor | slice = slice(None)) -> Tensor:
+        """Reconstruction losses (n,) of latents (n, M, d) on picked queries."""
+        queries, sdf = self.queries[:, pick], self.sdf[:, pick]
+        logits = self.model.field(latents)(queries.expand(len(latents), -1, -1))
+        rows = logits.split(1)
+        return torch.stack([self.model.reconstruction_loss(row, sdf) for row in rows])
+
+    @torch.no_grad()
+    def offer(self, ids: Ids) -> float:
+        """Keep ids if they are the best so far; returns their objective."""
+        objective = float(self.losses(self.quantizer.embed(ids)))
+        if objective < self.objective:
+            self.best, self.objective = ids, objective
+        return objective
+
+    def draw(self, count: int) -> Tensor:
+        """Numbers of some queries, with repeats."""
+        return torch.randint(self.queries.shape[1], (count,), generator=self.rng)
+
+    def descend(self, latents: Tensor) -> Iterator[None]:
+        """Adam on continuous latents; the straight-through estimator passes the quantizer."""
+        z = latents.detach().clone().requires_grad_()
+        momentum, variance = torch.zeros_like(z), torch.zeros_like(z)
+        step = 0
+        while True:
+            step += 1
+            through = z + (self.quantizer(z).latents - z).detach()
+            loss = self.losses(through, self.draw(QUERIES_PER_STEP)).sum()
+            (gradient,) = torch.autograd.grad(loss, z)
+            momentum = 0.9 * momentum + 0.1 * gradient
+            variance = 0.99 * variance + 0.01 * gradient.square()
+            scale = (variance / (1 - 0.99**step)).sqrt() + 1e-8
+            with torch.no_grad():
+                z -= LEARNING_RATE * momentum / (1 - 0.9**step) / scale
+            if step % CHECK_EVERY == 0:
+                with torch.no_grad():
+                    self.offer(self.quantizer(z).indices)
+            yield
+
+    def rechoose(self, step: int) -> None:
+        """One round: try the most promising changes of one id, then the good ones together."""
+        pick = self.draw(QUERIES_PER_ROUND)
+        before, changes = self._promising(pick, step)
+        if not changes:  # every id rests
+            return
+        with torch.no_grad():
+            alone = self.losses(self._embed_changed([[c] for c in changes]), pick)
+            order = [int(i) for i in alone.argsort() if alone[i] < before]
+            self.resting |= {change[:2]: step for change in changes}
+            if not order:
+                return
+            good = [changes[i] for i in order]
+            counts = sorted({min(2**i, len(good)) for i in range(6)})
+            joint = self.losses(self._embed_changed([good[:n] for n in counts]), pick)
+            chosen = good[: counts[int(joint.argmin())]]
+        objective = self.objective
+        self.offer(self._changed(chosen))
+        if self.objective < objective:
+            for level, slot, _ in chosen:
+                del self.resting[level, slot]
+
+    def _promising(self, pick: Tensor, step: int) -> tuple[Tensor, list[Change]]:
+        """The present loss, and the changes that should lower it the most.
+
+        The loss is taken as linear in a code vector, with a curvature that puts the optimum at
+        the distance of a near neighbour: a linear model alone would jump across the codebook.
+        """
+        table = self.quantizer.embedding.weight
+        codes = [self.quantizer.lookup(ids).detach().requires_grad_() for ids in self.best]
+        loss = self.losses(self.quantizer.combine(codes), pick).sum()
+        gradients = torch.autograd.grad(loss, codes)
+        found: list[tuple[float, Change]] = []
+        for level, (code, gradient) in enumerate(zip(codes, gradients, strict=True)):
+            code, gradient = code[0].detach(), gradient[0]
+            slope = gradient @ table.T - (gradient * code).sum(-1, keepdim=True)
+            square = torch.cdist(code, table).square()
+            rank = min(NEIGHBOUR + 1, len(table))
+            reach = square.kthvalue(rank, dim=-1, keepdim=True).values.sqrt().clamp(min=1e-6)
+            gain = slope + gradient.norm(dim=-1, keepdim=True) * square / (2 * reach)
+            gains, ids = gain.min(dim=-1)
+            for slot, (value, new) in enumerate(zip(gains.tolist(), ids.tolist(), strict=True)):
+                if step - self.resting.get((level, slot), -REST) >= REST:
+                    found.append((value, (level, slot, new)))
+        return loss.detach(), [change for _, change in sorted(found)[:CANDIDATES]]
+
+    def _changed(self, changes: Sequence[Change]) -> Ids:
+        """The best ids with some of them replaced."""
+        ids = [i.clone() for i in self.best]
+        for level, slot, new in changes:
+            ids[level][0, slot] = new
+        return tuple(ids)
+
+    def _embed_changed(self, sets: Sequence[Sequence[Change]]) -> Tensor:
+        """Latents (n, M, d) of n sets of changes."""
+        codes = zip(*(self._changed(changes) for changes in sets), strict=True)
+        return self.quantizer.embed([torch.cat(level) for level in codes])
