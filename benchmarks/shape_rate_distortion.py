@@ -146,9 +146,14 @@ def _codec(name: str) -> Any:
 
 
 def polytok_rows(
-    item: Item, model: str, efforts: tuple[int, ...], resolution: int, codec: Any = None
+    item: Item,
+    model: str,
+    efforts: tuple[int, ...],
+    resolution: int,
+    prefixes: tuple[int, ...] = (),
+    codec: Any = None,
 ) -> list[Row]:
-    """Every prefix of every effort's code: bytes of the whole file, and scores of the mesh."""
+    """Prefixes of every effort's code (() = all): bytes of the whole file, scores of the mesh."""
     from polytok.signals.mesh.solid import solidify
 
     codec = codec or _codec(model)
@@ -163,7 +168,7 @@ def polytok_rows(
             codes, error = None, str(refused)
         row = {**item.row, "faces": len(mesh.faces), "effort": effort, "error": error}
         row["encode_seconds"] = time.perf_counter() - start
-        for levels in range(1, len(codec.spec.levels) + 1):
+        for levels in prefixes or range(1, len(codec.spec.levels) + 1):
             start = time.perf_counter()
             decoded = None if error else _decoded(codec, codes, resolution, levels)
             rows.append(
@@ -212,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="vat-512b-small")
     parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)))
+    parser.add_argument("--prefixes", default="", help="levels to score; all if left out")
     parser.add_argument("--resolution", type=int, default=128, help="decode grid")
     parser.add_argument("--fresh", action="store_true", help="drop the rows of these parts")
     args = parser.parse_args(argv)
@@ -220,16 +226,22 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     efforts = tuple(int(e) for e in args.efforts.split(","))
+    prefixes = tuple(int(n) for n in args.prefixes.split(",") if n)
     for part in [p for p in parts if p != "report"]:
         extra: dict[str, Any] = {"model": args.model} if part == "polytok" else {}
         if part == "polytok":
             extra |= {"efforts": efforts, "resolution": args.resolution, "every": args.every}
+            extra |= {"prefixes": prefixes}
         work: Callable[[Item], list[Row]] = {
             "draco": draco_rows,
             "ceiling": ceiling_rows,
             "retrieval": retrieval_rows,
             "polytok": partial(
-                polytok_rows, model=args.model, efforts=efforts, resolution=args.resolution
+                polytok_rows,
+                model=args.model,
+                efforts=efforts,
+                resolution=args.resolution,
+                prefixes=prefixes,
             ),
         }[part]
         name = f"shape_rd_{part}" + (f"_{args.model}" if part == "polytok" else "")

@@ -48,6 +48,8 @@ DROP: dict[str, Any] = {"prefix_dropout": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
     "vvq": {},
     "no_vvq": QUIET,
+    "free": {"is_anchored": False},
+    "no_overlap": {"overlap_weight": 0.0},
     # Features pooled on planes come in counts of 3 r r, which M = 64 is not, and anchored latents
     # need them.
     "cross": CROSS,

@@ -53,7 +53,9 @@ def main() -> None:
     model = VAT(config)
     hub.load_weights(model, args.run)
     store = PreparedFolder(args.train)
-    sampling = ShapeSampling(num_points=config.num_points, sharp_fraction=config.sharp_fraction)
+    shared = {"num_points": config.num_points, "sharp_fraction": config.sharp_fraction}
+    recipe = json.loads((args.run / "recipe.json").read_text())
+    sampling = from_dict(ShapeSampling, {**recipe["sampling"], **shared})
     shift = calibrate_level(model, ShapeSource(store, sampling))
     out = SHIPPED / args.tag
     fingerprint = hub.save_pretrained(
@@ -62,7 +64,6 @@ def main() -> None:
     records = [json.loads(x) for x in (args.run / "metrics.jsonl").read_text().splitlines()]
     curve = [{"samples": r["samples"], **r["val"]} for r in records if "val" in r]
     write_text(out / "curve.json", json.dumps(curve, indent=1) + "\n")
-    recipe = json.loads((args.run / "recipe.json").read_text())
     for key in ("train", "val"):
         # Where the data lay on the machine that trained is nobody's business.
         recipe["data"][key] = Path(recipe["data"][key]).name

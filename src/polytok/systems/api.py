@@ -26,7 +26,7 @@ def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
     """Load a tokenizer with its weights.
 
     Args:
-        name: a weights tag (``vat-512b-small.shapes0``), a preset that has default weights, a
+        name: a weights tag (``vat-512b-small.shapes1``), a preset that has default weights, a
             folder with config.json and model.safetensors, or a Hugging Face repository id.
 
     Raises:
