@@ -100,9 +100,12 @@ def polytok_table(rows: Sequence[Row], draco: Sequence[Row]) -> str:
         at = _of(rows, effort=effort, levels=levels)
         largest = max(row["bytes"] or 0 for row in at)
         gain = against_draco(at, draco, largest)
-        gained = "–" if gain is None else str(gain)
-        out.append([f"{effort} / {levels}", str(largest), *_cells(at, names), gained])
-    head = ["effort / levels", "bytes, most", *names.values(), "F@0.02 over Draco"]
+        base = {row["shape"]: row["f_002"] for row in _of(rows, effort=0, levels=levels)}
+        gains = [None if effort == 0 else _gain(at, base), gain]
+        cells = ["–" if g is None else str(g) for g in gains]
+        out.append([f"{effort} / {levels}", str(len(at)), str(largest), *_cells(at, names), *cells])
+    over = ["F@0.02 over effort 0", "F@0.02 over Draco"]
+    head = ["effort / levels", "shapes", "bytes, most", *names.values(), *over]
     return markdown(head, out)
 
 
@@ -111,7 +114,11 @@ def against_draco(rows: Sequence[Row], draco: Sequence[Row], size: int) -> Inter
     budgets = sorted(b for b in {row["max_bytes"] for row in draco} if b >= size)
     if not budgets:
         return None
-    theirs = {row["shape"]: row["f_002"] for row in _of(draco, max_bytes=budgets[0])}
+    return _gain(rows, {row["shape"]: row["f_002"] for row in _of(draco, max_bytes=budgets[0])})
+
+
+def _gain(rows: Sequence[Row], theirs: Mapping[str, float]) -> Interval | None:
+    """F@0.02 gained on the shapes that both have."""
     pairs = [(row["f_002"], theirs[row["shape"]]) for row in rows if row["shape"] in theirs]
     return bootstrap_difference(*zip(*pairs, strict=True)) if pairs else None
 
@@ -174,6 +181,11 @@ def plot(parts: Mapping[str, list[Row]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def part_of(name: str) -> str:
+    """The section of a file: the efforts of one model stand together."""
+    return name.removeprefix("polytok_").split("_effort")[0]
+
+
 def write_report(folder: Path = RESULTS) -> Path:
     """Write ``shape_rate_distortion.md`` and its plot from the parts that have been run.
 
@@ -184,13 +196,19 @@ def write_report(folder: Path = RESULTS) -> Path:
     loaded = {n.removeprefix("shape_rd_"): load(n, folder) for n in names}
     if not loaded:
         raise PolytokError(f"{folder} has no shape_rd_*.json; run another part first")
-    parts = {n.removeprefix("polytok_"): data["rows"] for n, data in loaded.items() if data}
+    parts: dict[str, list[Row]] = {}
+    heads: dict[str, dict[str, Any]] = {}
+    for name, data in loaded.items():
+        if data:
+            part = part_of(name)
+            parts.setdefault(part, []).extend(data["rows"])
+            heads.setdefault(part, data)
     text = ["# Rate and distortion of shapes", "", "Made by `python " + _SELF + " --parts report`."]
     text += ["", "Means over shapes with 95% bootstrap intervals. ![F over bytes](" + _PLOT + ")"]
     first = next(iter(loaded.values())) or {}
     text += ["", *(f"- `{k}`: {v}" for k, v in first["protocol"]["conventions"].items()), ""]
     for part, rows in parts.items():
-        data = loaded.get(part) or loaded[f"polytok_{part}"] or {}
+        data = heads[part]
         text += [f"## {part}", "", data["protocol"]["method"] + ".", ""]
         text += [f"Commit {data['commit']}, {data['hardware']['cpu']}, `{data['command']}`.", ""]
         for group, keep in GROUPS.items():

@@ -34,6 +34,8 @@ BANK_POINTS = 256
 SHORTLIST = 48
 FINE_POINTS = 4096
 
+Work = Callable[[Item], list[Row]]
+
 
 def draco_rows(item: Item) -> list[Row]:
     """Decimation + Draco: the best of qp 7..10, each with the least decimation that fits."""
@@ -148,38 +150,37 @@ def _codec(name: str) -> Any:
 def polytok_rows(
     item: Item,
     model: str,
-    efforts: tuple[int, ...],
+    effort: int,
     resolution: int,
     prefixes: tuple[int, ...] = (),
     codec: Any = None,
 ) -> list[Row]:
-    """Prefixes of every effort's code (() = all): bytes of the whole file, scores of the mesh."""
+    """Prefixes of a code (() = all): bytes of the whole file, and scores of the mesh."""
     from polytok.signals.mesh.solid import solidify
 
     codec = codec or _codec(model)
     mesh = item.mesh()
     reference = ShapeReference(mesh, sdf=solidify(mesh).sdf, seed=SEED, secondary=False)
+    start = time.perf_counter()
+    try:
+        codes, error = codec.encode(mesh, effort=effort, seed=SEED), None
+    except SignalError as refused:  # scored as empty, and listed by the report
+        codes, error = None, str(refused)
+    row = {**item.row, "faces": len(mesh.faces), "effort": effort, "error": error}
+    row["encode_seconds"] = time.perf_counter() - start
     rows = []
-    for effort in efforts:
+    for levels in prefixes or range(1, len(codec.spec.levels) + 1):
         start = time.perf_counter()
-        try:
-            codes, error = codec.encode(mesh, effort=effort, seed=SEED), None
-        except SignalError as refused:  # scored as empty, and listed by the report
-            codes, error = None, str(refused)
-        row = {**item.row, "faces": len(mesh.faces), "effort": effort, "error": error}
-        row["encode_seconds"] = time.perf_counter() - start
-        for levels in prefixes or range(1, len(codec.spec.levels) + 1):
-            start = time.perf_counter()
-            decoded = None if error else _decoded(codec, codes, resolution, levels)
-            rows.append(
-                {
-                    **row,
-                    "levels": levels,
-                    "bytes": None if error else len(codec.pack(codes.prefix(levels=levels))[0]),
-                    "decode_seconds": time.perf_counter() - start,
-                    **reference.score(decoded).as_dict(),
-                }
-            )
+        decoded = None if error else _decoded(codec, codes, resolution, levels)
+        rows.append(
+            {
+                **row,
+                "levels": levels,
+                "bytes": None if error else len(codec.pack(codes.prefix(levels=levels))[0]),
+                "decode_seconds": time.perf_counter() - start,
+                **reference.score(decoded).as_dict(),
+            }
+        )
     return rows
 
 
@@ -227,25 +228,29 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     efforts = tuple(int(e) for e in args.efforts.split(","))
     prefixes = tuple(int(n) for n in args.prefixes.split(",") if n)
-    for part in [p for p in parts if p != "report"]:
-        extra: dict[str, Any] = {"model": args.model} if part == "polytok" else {}
+    jobs: list[tuple[str, dict[str, Any], Work]] = [
+        (part, {}, work)
+        for part, work in (
+            ("draco", draco_rows),
+            ("retrieval", retrieval_rows),
+            ("ceiling", ceiling_rows),
+        )
+        if part in parts
+    ]
+    # A file per effort, so that slow ones can take fewer shapes, and more of them later.
+    for effort in efforts if "polytok" in parts else ():
+        options = {
+            "model": args.model,
+            "effort": effort,
+            "resolution": args.resolution,
+            "prefixes": prefixes,
+        }
+        jobs.append(("polytok", options, partial(polytok_rows, **options)))
+    for part, options, work in jobs:
+        name = f"shape_rd_{part}"
         if part == "polytok":
-            extra |= {"efforts": efforts, "resolution": args.resolution, "every": args.every}
-            extra |= {"prefixes": prefixes}
-        work: Callable[[Item], list[Row]] = {
-            "draco": draco_rows,
-            "ceiling": ceiling_rows,
-            "retrieval": retrieval_rows,
-            "polytok": partial(
-                polytok_rows,
-                model=args.model,
-                efforts=efforts,
-                resolution=args.resolution,
-                prefixes=prefixes,
-            ),
-        }[part]
-        name = f"shape_rd_{part}" + (f"_{args.model}" if part == "polytok" else "")
-        results = Results(name, protocol(part, **extra), seed=SEED, fresh=args.fresh)
+            name += f"_{args.model}_effort{options['effort']}"
+        results = Results(name, protocol(part, **options), seed=SEED, fresh=args.fresh)
         items = [
             item
             for split in args.splits.split(",")

@@ -62,7 +62,8 @@ def _weights_of(system: registry.System) -> str:
 
 def rate_table(folder: Path) -> str:
     """F at whole files of at most so many bytes."""
-    ours = rows_of(f"shape_rd_polytok_{MODEL}", folder)
+    files = sorted(folder.glob(f"shape_rd_polytok_{MODEL}_effort*.json"))
+    ours = [row for path in files for row in rows_of(path.stem, folder)]
     draco = rows_of("shape_rd_draco", folder)
     out = []
     for effort in sorted({row["effort"] for row in ours}) or [0]:

@@ -102,12 +102,15 @@ def test_ceiling_is_near_one_for_solids(bench: ModuleType) -> None:
     assert row["v_iou"] > 0.97
 
 
-def test_polytok_rows_score_every_prefix_of_every_effort(bench: ModuleType) -> None:
+def test_polytok_rows_score_every_prefix_or_those_asked_for(bench: ModuleType) -> None:
     item = bench._results.shapes("val")[0]
-    rows = bench.polytok_rows(item, "any", (0, 9), 32, codec=FakeCodec())
+    rows = bench.polytok_rows(item, "any", 9, 32, codec=FakeCodec())
     assert [(r["effort"], r["levels"], r["bytes"]) for r in rows] == [
-        (e, k, 100 * k) for e in (0, 9) for k in (1, 2, 3)
+        (9, k, 100 * k) for k in (1, 2, 3)
     ]
+    some = bench.polytok_rows(item, "any", 9, 32, (1, 3), codec=FakeCodec())
+    assert [r["levels"] for r in some] == [1, 3]
+    assert some[1]["f_002"] == rows[2]["f_002"]
     nothing, box, itself = rows[:3]
     assert nothing["f_002"] == nothing["v_iou"] == 0
     assert box["v_iou"] == pytest.approx(np.pi / 6, abs=0.02)
@@ -116,7 +119,7 @@ def test_polytok_rows_score_every_prefix_of_every_effort(bench: ModuleType) -> N
 
 def test_what_does_not_encode_scores_as_empty(bench: ModuleType) -> None:
     tube = bench._results.shapes("val")[2]
-    rows = bench.polytok_rows(tube, "any", (0,), 32, codec=FakeCodec())
+    rows = bench.polytok_rows(tube, "any", 0, 32, codec=FakeCodec())
     assert [(r["levels"], r["bytes"], r["error"], r["f_002"]) for r in rows] == [
         (k, None, "a tube", 0.0) for k in (1, 2, 3)
     ]
@@ -157,9 +160,12 @@ def test_report_holds_every_part_and_compares_with_draco(bench: ModuleType, tmp_
     for name, rows in {
         "draco": [r for i in items for r in bench.draco_rows(i)],
         "retrieval": [r for i in items for r in bench.retrieval_rows(i)],
-        "polytok_made": [
-            r for i in items for r in bench.polytok_rows(i, "made", (0,), 32, codec=codec)
-        ],
+        **{
+            f"polytok_made_effort{e}": [
+                r for i in items[:n] for r in bench.polytok_rows(i, "made", e, 32, codec=codec)
+            ]
+            for e, n in ((0, 3), (5, 2))
+        },
     }.items():
         protocol = bench.protocol(name.split("_")[0])
         part = results.Results(f"shape_rd_{name}", protocol, folder=folder)
@@ -172,8 +178,11 @@ def test_report_holds_every_part_and_compares_with_draco(bench: ModuleType, tmp_
     assert "### made: val (3 shapes)" in text
     assert "Not encoded: made/tube.glb (a tube)." in text
     last = next(line for line in text.splitlines() if line.startswith("| 0 / 3 |"))
-    assert last.split("|")[2].strip() == "300"
+    assert [cell.strip() for cell in last.split("|")[2:4]] == ["3", "300"]
     assert last.split("|")[-2].strip() == "–"  # no Draco budget of 300 bytes or more was measured
+    same = next(line for line in text.splitlines() if line.startswith("| 5 / 3 |"))
+    assert same.split("|")[2].strip() == "2"
+    assert same.split("|")[-3].strip() == "0.000 [0.000, 0.000]"  # the codec knows no effort
     second = next(line for line in text.splitlines() if line.startswith("| 0 / 2 |"))
     assert "[" in second.split("|")[-2]
 

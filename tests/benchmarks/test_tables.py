@@ -82,7 +82,7 @@ def test_rate_takes_the_longest_prefix_that_fits(tables: ModuleType, tmp_path: P
 
     ours = [row("a", 1, 100, 0.2), row("a", 2, 250, 0.4), row("a", 3, 500, 0.6)]
     ours += [row("b", 1, 90, 0.4), row("b", 2, 120, 0.8), row("b", 3, 600, 1.0)]
-    write(tmp_path, "shape_rd_polytok_vat-512b-small", ours)
+    write(tmp_path, "shape_rd_polytok_vat-512b-small_effort0", ours)
     got = {(r[0], r[1]): r[2:] for r in cells(tables.filled(marked("rate"), tmp_path))}
     means = [float(got["polytok, effort 0", f"<= {n}"][0].split()[0]) for n in (128, 256, 512)]
     assert means == pytest.approx([0.5, 0.6, 0.7])
