@@ -24,7 +24,7 @@ from polytok.systems.shape.vat import VAT, preset
 
 TINY = "vat-512b-tiny"
 SMALL = "vat-512b-small"
-TAG = "vat-512b-small.shapes0"
+TAG = "vat-512b-small.shapes1"
 
 
 def save_tiny(folder: Path, seed: int) -> str:

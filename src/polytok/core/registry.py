@@ -61,14 +61,14 @@ SYSTEMS: dict[str, System] = {
                 "vat-4kb-small",
                 "vat-4kb",
             ),
-            default_weights={"vat-512b-small": "vat-512b-small.shapes0"},
+            default_weights={"vat-512b-small": "vat-512b-small.shapes1"},
         ),
     )
 }
 
 WEIGHTS: dict[str, Weights] = {
-    "vat-512b-small.shapes0": Weights(
-        preset="vat-512b-small", path="vat-512b-small.shapes0", fingerprint="f38b62aa"
+    "vat-512b-small.shapes1": Weights(
+        preset="vat-512b-small", path="vat-512b-small.shapes1", fingerprint="53788b57"
     ),
 }
 
