@@ -264,3 +264,20 @@ def test_faces_caps_the_mesh(codec: ShapeCodec, monkeypatch: pytest.MonkeyPatch)
 
 def _meta() -> dict[str, Tensor]:
     return {"centre": torch.zeros(1, 3), "scale": torch.ones(1)}
+
+
+def test_a_search_that_ends_empty_keeps_the_code_it_began_with(
+    codec: ShapeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_ball(codec, 0.5, monkeypatch)
+    first = codec.encode(box())
+    searched = Codes(
+        indices=tuple(
+            (ids + 1) % lv.vocab for ids, lv in zip(first.indices, codec.spec.levels, strict=True)
+        ),
+        meta=first.meta,
+    )
+    monkeypatch.setattr(codec, "_search", lambda *_: searched)
+    monkeypatch.setattr(codec, "_is_empty", lambda codes: codes is searched)
+    kept = codec.encode(box(), effort=3)
+    assert all(torch.equal(a, b) for a, b in zip(kept.indices, first.indices, strict=True))

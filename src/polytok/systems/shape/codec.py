@@ -151,7 +151,10 @@ class ShapeCodec:
         with torch.inference_mode():
             codes = self.model.encode(batch).to("cpu")
         if effort:
-            codes = self._search(codes, batch, solid, effort, seed)
+            found = self._search(codes, batch, solid, effort, seed)
+            # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
+            if self._is_empty(codes) or not self._is_empty(found):
+                codes = found
         # A code may decode to nothing, as it does for some very thin shapes: search harder then.
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
             if not self._is_empty(codes):
