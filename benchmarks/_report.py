@@ -197,20 +197,21 @@ def write_report(folder: Path = RESULTS) -> Path:
     if not loaded:
         raise PolytokError(f"{folder} has no shape_rd_*.json; run another part first")
     parts: dict[str, list[Row]] = {}
-    heads: dict[str, dict[str, Any]] = {}
+    heads: dict[str, list[dict[str, Any]]] = {}
     for name, data in loaded.items():
         if data:
             part = part_of(name)
             parts.setdefault(part, []).extend(data["rows"])
-            heads.setdefault(part, data)
+            heads.setdefault(part, []).append(data)
     text = ["# Rate and distortion of shapes", "", "Made by `python " + _SELF + " --parts report`."]
     text += ["", "Means over shapes with 95% bootstrap intervals. ![F over bytes](" + _PLOT + ")"]
     first = next(iter(loaded.values())) or {}
     text += ["", *(f"- `{k}`: {v}" for k, v in first["protocol"]["conventions"].items()), ""]
     for part, rows in parts.items():
-        data = heads[part]
-        text += [f"## {part}", "", data["protocol"]["method"] + ".", ""]
-        text += [f"Commit {data['commit']}, {data['hardware']['cpu']}, `{data['command']}`.", ""]
+        text += [f"## {part}", "", heads[part][0]["protocol"]["method"] + ".", ""]
+        for data in heads[part]:
+            origin = f"Commit {data['commit']}, {data['hardware']['cpu']}, `{data['command']}`."
+            text += [origin, ""]
         for group, keep in GROUPS.items():
             kept = [row for row in rows if keep(row)]
             if kept:

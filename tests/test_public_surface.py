@@ -69,3 +69,16 @@ def test_listing_imports_no_torch() -> None:
         "assert not {'torch', 'numpy', 'trimesh', 'rich'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_models_load_without_the_extra_for_training() -> None:
+    code = (
+        "import sys; sys.modules['accelerate'] = None\n"
+        "import polytok; polytok.load('vat-512b-small')\n"
+        "from polytok.core.errors import PolytokError\n"
+        "from polytok.training import TrainConfig, fit\n"
+        "try: fit(None, [], None, TrainConfig(), '.')\n"
+        "except PolytokError as error: assert 'polytok[train]' in str(error), error\n"
+        "else: raise AssertionError('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,10 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from polytok.core.config import to_dict
@@ -25,6 +24,9 @@ from polytok.training.log import Means, RunLog
 from polytok.training.samples import SampleSource, batches, start_batches
 from polytok.training.schedule import parameter_groups, rate_factor
 from polytok.training.stages import Plan, apply_stage, weigh
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MAX_BAD_STEPS = 20
 Validate = Callable[[Tokenizer], Mapping[str, float]]
@@ -69,9 +71,15 @@ def fit(
 
     Raises:
         ConfigError: a stage or the configuration does not fit the tokenizer or the saved run.
-        PolytokError: the loss was not finite for 20 steps in a row.
+        PolytokError: the extra ``train`` is not installed, or the loss was not finite for 20
+            steps in a row.
         WeightsError: a checkpoint is damaged or belongs to another model.
     """
+    # Here, so that a library installed without the extra ``train`` still loads and runs models.
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise PolytokError("training needs its extra: pip install 'polytok[train]'") from error
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     # The loss alone leaves the wrapped module, but a stage need not use every parameter.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)

@@ -153,7 +153,7 @@ class ShapeCodec:
         if effort:
             found = self._search(codes, batch, solid, effort, seed)
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
-            if self._is_empty(codes) or not self._is_empty(found):
+            if not self._is_empty(found) or self._is_empty(codes):
                 codes = found
         # A code may decode to nothing, as it does for some very thin shapes: search harder then.
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
