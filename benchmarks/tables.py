@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -123,9 +124,9 @@ def training_table(folder: Path) -> str:
     return markdown(head, rows or [[MISSING, *["–"] * len(names)]])
 
 
-def ablations_table(folder: Path) -> str:
+def ablations_table(folder: Path, samples: str) -> str:
     """Mean over seeds of each arm; CS-IoU is the mean IoU of the prefixes."""
-    data = load("vat_ablations", folder)
+    data = load(f"vat_ablations_{samples}", folder)
     if data is None:
         return markdown(["arm", "CS-IoU"], [[MISSING, "–"]])
     arms: dict[str, list[Row]] = {}
@@ -165,7 +166,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "rate": rate_table,
     "speed": speed_table,
     "training": training_table,
-    "ablations": ablations_table,
+    "ablations-30k": partial(ablations_table, samples="30k"),
+    "ablations-10k": partial(ablations_table, samples="10k"),
 }
 
 

@@ -4,13 +4,15 @@
     python benchmarks/vat_ablations.py ... --arms vvq,no_vvq --seeds 0,1,2
 
 Every arm trains the same small model on the same samples. An arm that is in
-``benchmarks/results/vat_ablations.json`` is skipped, and one that was interrupted goes on.
+``benchmarks/results/vat_ablations_30k.json`` (30k: samples per arm) is skipped, and one that was
+interrupted goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 
 from _results import RESULTS, Results, Row
 from polytok.core.config import override, to_dict
+from polytok.core.contracts import Stage
 from polytok.core.errors import PolytokError, UnknownNameError
 from polytok.data.prepared import PreparedFolder
 from polytok.data.shapes import ShapeSampling, ShapeSource
@@ -66,6 +69,9 @@ ARMS: dict[str, dict[str, Any]] = {
         ("_quiet_drop", {**QUIET, **DROP}),
     )
 }
+# "vvq" has the KL weight of the training stages; these have others.
+KL_WEIGHTS = {f"vvq_kl{text}": float(text) for text in ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1")}
+ARMS |= {name: {} for name in KL_WEIGHTS}
 SHARES = {"warm": 0.1, "continuous": 0.3, "quantized": 0.4, "settle": 0.2}
 NUM_QUERIES = {"num_volume": 256, "num_near": 384}
 
@@ -79,6 +85,17 @@ def config_of(arm: str) -> VATConfig:
     if arm not in ARMS:
         raise UnknownNameError("arm", arm, ARMS)
     return override(BASE, **ARMS[arm])
+
+
+def stages_of(arm: str) -> list[Stage]:
+    """The training stages of an arm, with its KL weight where noise is drawn."""
+    weight = KL_WEIGHTS.get(arm)
+    if weight is None:
+        return list(STAGES)
+    return [
+        replace(stage, weights={**stage.weights, "kl": weight}) if stage.weights["kl"] else stage
+        for stage in STAGES
+    ]
 
 
 def train_config(seed: int, samples: int) -> TrainConfig:
@@ -137,7 +154,7 @@ def train_arm(
     model = VAT(config)
     shared = {"num_points": config.num_points, "sharp_fraction": config.sharp_fraction}
     source = ShapeSource(store, ShapeSampling(**shared, **NUM_QUERIES), seed=seed)
-    plan = [(stage, round(samples * SHARES[stage.name])) for stage in STAGES]
+    plan = [(stage, round(samples * SHARES[stage.name])) for stage in stages_of(arm)]
     start = time.perf_counter()
     done = fit(model, plan, source, train_config(seed, samples), runs / f"{arm}-{seed}-{samples}")
     if not done.is_complete:
@@ -162,6 +179,7 @@ def protocol(samples: int, num_val: int) -> dict[str, Any]:
         "base": to_dict(BASE),
         "samples": samples,
         "shares": SHARES,
+        "kl_weights": KL_WEIGHTS,
         "queries": NUM_QUERIES,
         "num_val": num_val,
         "uniform": [s / sum(BASE.slots) for s in BASE.slots],
@@ -194,7 +212,8 @@ def main(argv: list[str] | None = None) -> None:
     for arm in arms:
         config_of(arm)
     about = protocol(args.samples, args.num_val)
-    results = Results("vat_ablations", about, folder=args.out, keys=("arm", "seed", "name"))
+    name = f"vat_ablations_{args.samples // 1000}k"
+    results = Results(name, about, folder=args.out, keys=("arm", "seed", "name"))
     left = [(a, s) for s in seeds for a in arms if f"{a}-{s}" not in results.done()]
     if left:
         shared = {"num_points": BASE.num_points, "sharp_fraction": BASE.sharp_fraction}

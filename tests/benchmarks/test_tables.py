@@ -60,7 +60,7 @@ def test_check_tells_and_writing_mends(
     assert text.endswith("|\n<!-- /table -->\nafter\n") and "old" not in text
 
 
-@pytest.mark.parametrize("name", ["rate", "speed", "training", "ablations"])
+@pytest.mark.parametrize("name", ["rate", "speed", "training", "ablations-30k"])
 def test_nothing_measured_says_so(tables: ModuleType, tmp_path: Path, name: str) -> None:
     text = tables.filled(marked(name), tmp_path)
     assert tables.MISSING in text
@@ -115,8 +115,8 @@ def test_arms_are_averaged_over_seeds(tables: ModuleType, tmp_path: Path) -> Non
         }
         for seed in (1, 3)
     ]
-    write(tmp_path, "vat_ablations", rows, protocol={"uniform": [0.1, 0.9]})
-    [row] = cells(tables.filled(marked("ablations"), tmp_path))
+    write(tmp_path, "vat_ablations_10k", rows, protocol={"uniform": [0.1, 0.9]})
+    [row] = cells(tables.filled(marked("ablations-10k"), tmp_path))
     assert row[:3] == ["vvq", "2", "0.200 (0.100..0.300)"]
     assert row[-2:] == ["0.10 0.50", "25 50"]
 

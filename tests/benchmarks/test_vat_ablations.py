@@ -27,8 +27,12 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_arms_differ_from_each_other_in_what_they_name(ablations: ModuleType) -> None:
     configs = {name: ablations.config_of(name) for name in ablations.ARMS}
-    assert len(set(map(str, configs.values()))) == len(configs)
+    weights = {name: [s.weights["kl"] for s in ablations.stages_of(name)] for name in configs}
+    assert len({f"{configs[name]} {weights[name]}" for name in configs}) == len(configs)
     assert configs["vvq"] == ablations.BASE
+    # A heavier KL weighs wherever noise is drawn, and nowhere else.
+    assert weights["vvq_kl3e-1"] == [0.0, 0.3, 0.3, 0.3]
+    assert weights["no_vvq"] == weights["vvq"] == [s.weights["kl"] for s in ablations.STAGES]
     assert [n for n, c in configs.items() if not c.is_compressed] == ["cross_no_compression"]
     for name, config in configs.items():
         quiet = name == "no_vvq" or "_quiet" in name
@@ -67,7 +71,7 @@ def test_arms_run_once_and_are_kept(
     arguments += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--samples", "160"]
 
     def rows() -> list[dict[str, Any]]:
-        stored = json.loads((tmp_path / "vat_ablations.json").read_text())["rows"]
+        stored = json.loads((tmp_path / "vat_ablations_0k.json").read_text())["rows"]
         return sorted(stored, key=lambda r: str(r["name"]))
 
     ablations.main([*arguments, "--arms", "no_vvq"])

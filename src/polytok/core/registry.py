@@ -68,7 +68,7 @@ SYSTEMS: dict[str, System] = {
 
 WEIGHTS: dict[str, Weights] = {
     "vat-512b-small.shapes1": Weights(
-        preset="vat-512b-small", path="vat-512b-small.shapes1", fingerprint="53788b57"
+        preset="vat-512b-small", path="vat-512b-small.shapes1", fingerprint="263f6244"
     ),
 }
 

@@ -124,3 +124,31 @@ def test_a_round_finds_the_id_that_was_spoilt(model: VAT) -> None:
         run.rechoose(number)
     assert start > floor
     assert run.objective - floor < 0.5 * (start - floor)
+
+
+def test_drafts_in_bf16_end_with_an_exact_objective(
+    monkeypatch: pytest.MonkeyPatch, model: VAT, task: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    monkeypatch.setattr(search, "PATH", ((0, 0), (10, 0), (10, 4)))
+    results = {}
+    for is_fast in (False, True):
+        monkeypatch.setattr(search, "has_fast_bf16", lambda _, is_fast=is_fast: is_fast)
+        results[is_fast] = refine(model, *task, effort=2, seed=3)
+        found = results[is_fast]
+        exact = score(model, found.indices, *task[1:])
+        assert found.objective == pytest.approx(exact, rel=1e-5)
+        assert found.objective < found.start
+    # Rounding steers the search a little, or bf16 was not used; it must not cost its gain.
+    gain, fast_gain = (results[k].start - results[k].objective for k in (False, True))
+    assert results[True].objective != results[False].objective
+    assert fast_gain > 0.7 * gain
+
+
+def test_bf16_is_used_only_where_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for capabilities in ({}, {"amx_bf16": False}, {"amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c, raising=False)
+        assert search.has_fast_bf16(cpu) is capabilities.get("amx_bf16", False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert search.has_fast_bf16(cpu) is False
+    assert search.has_fast_bf16(torch.device("meta")) is False

@@ -94,6 +94,15 @@ def learning_rate(step: int) -> float:
     return 0.15 * (1 + step / 20) ** -0.7
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed in hardware; emulated, it would be slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Not in every torch of the range.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
+
+
 class _Search:
     """The best ids so far, their objective, and the two ways to better ones."""
 
@@ -103,12 +112,22 @@ class _Search:
         self.best: Ids = ()
         self.objective = float("inf")
         self.resting: dict[tuple[int, int], int] = {}
+        self.is_bf16_fast = has_fast_bf16(queries.device)
 
-    def losses(self, latents: Tensor, pick: Tensor | slice = slice(None)) -> Tensor:
-        """Reconstruction losses (n,) of latents (n, M, d) on picked queries."""
-        queries, sdf = self.queries[:, pick], self.sdf[:, pick]
-        logits = self.model.field(latents)(queries.expand(len(latents), -1, -1))
-        rows = logits.split(1)
+    def losses(self, latents: Tensor, pick: Tensor | None = None) -> Tensor:
+        """Reconstruction losses (n,) of latents (n, M, d) on all queries, or on picked ones.
+
+        Picked ones only propose codes, so they may be computed in bf16; what is kept is decided on
+        all queries in full precision.
+        """
+        queries, sdf = self.queries, self.sdf
+        is_draft = pick is not None
+        if is_draft:
+            queries, sdf = queries[:, pick], sdf[:, pick]
+        is_bf16 = is_draft and self.is_bf16_fast
+        with torch.autocast(queries.device.type, torch.bfloat16, enabled=is_bf16):
+            logits = self.model.field(latents)(queries.expand(len(latents), -1, -1))
+        rows = logits.float().split(1)
         return torch.stack([self.model.reconstruction_loss(row, sdf) for row in rows])
 
     @torch.no_grad()
