@@ -51,6 +51,7 @@ DROP: dict[str, Any] = {"prefix_dropout": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
     "vvq": {},
     "no_vvq": QUIET,
+    "no_compression": {"is_compressed": False},
     "free": {"is_anchored": False},
     "free_quiet": {"is_anchored": False, **QUIET},
     "no_overlap": {"overlap_weight": 0.0},

@@ -28,15 +28,13 @@ def cloud() -> tuple[Tensor, Tensor]:
     return points, torch.nn.functional.normalize(torch.randn(3, 60, 3), dim=-1)
 
 
-@pytest.mark.parametrize(
-    ("mode", "is_compressed"),
-    [(m, c) for m in MODES for c in (True, False) if c or m != "anchored"],
-)
+@modes
+@pytest.mark.parametrize("is_compressed", [True, False])
 @torch.no_grad()
 def test_any_number_of_points_gives_the_latents(mode: str, is_compressed: bool) -> None:
     count = 12 if mode == "planes" and not is_compressed else 4
     encoder = build(mode, is_compressed=is_compressed, num_latents=count)
-    assert encoder.num_features == (12 if is_compressed else count)
+    assert encoder.num_features == (12 if is_compressed or mode == "anchored" else count)
     for points in (12, 33):
         x = torch.rand(2, points, 3)
         assert encoder(x, x).shape == (2, count, 16)
@@ -77,12 +75,21 @@ def test_gradient_reaches_every_parameter_and_the_points(
     assert bool(points.grad.any())
 
 
-@pytest.mark.parametrize(
-    "change", [{"is_compressed": False, "num_latents": 12}, {"feature_mode": "cross_fps"}]
-)
-def test_anchors_need_planes_and_compression(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="anchored"):
-        build("anchored", **change)
+@torch.no_grad()
+def test_without_compression_blocks_see_as_many_tokens_as_come_out(
+    cloud: tuple[Tensor, Tensor],
+) -> None:
+    seen: list[int] = []
+    for is_compressed in (True, False):
+        encoder = build("anchored", is_compressed=is_compressed)
+        encoder.blocks[0].register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+        encoder(*cloud)
+    assert seen == [4 + 12, 4]
+
+
+def test_anchors_need_planes() -> None:
+    with pytest.raises(ConfigError, match="anchored latents need feature_mode planes, not cross"):
+        build("anchored", feature_mode="cross_fps")
 
 
 def test_planes_need_three_squares() -> None:

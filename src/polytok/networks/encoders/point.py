@@ -95,8 +95,8 @@ class PointEncoder(nn.Module):
         feature_mode: how points become feature tokens: learned queries, farthest points as
             queries, a farthest-point subset of the embeddings themselves, or means over the
             cells of three planes (N = 3 r r).
-        is_compressed: False drops the latents: the first M = N feature tokens are the output
-            (the ablation of the paper).
+        is_compressed: False takes the features out of the context (the ablation of the paper):
+            the blocks see M tokens, M = N feature tokens or anchored latents alone.
         is_anchored: latents have places in space and start from the features near them; needs
             features of planes.
     """
@@ -117,7 +117,7 @@ class PointEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_latents = num_latents
-        self.num_features = num_features if is_compressed else num_latents
+        self.num_features = num_features if is_compressed or is_anchored else num_latents
         self.feature_mode = feature_mode
         self.fourier = FourierEmbedding(num_octaves)
         if feature_mode == "planes":
@@ -131,13 +131,14 @@ class PointEncoder(nn.Module):
             self.feature_queries = nn.Parameter(torch.randn(self.num_features, dim) * 0.02)
         if feature_mode.startswith("cross"):
             self.feature_cross = CrossBlock(dim, num_heads)
-        if is_compressed:
+        self.has_latents = is_compressed or is_anchored
+        if self.has_latents:
             self.latent_tokens = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
             self.group_embed = nn.Parameter(torch.randn(2, dim) * 0.02)
         self.exchange = None
         if is_anchored:
-            if feature_mode != "planes" or not is_compressed:
-                raise ConfigError("anchored latents need compression and feature_mode planes")
+            if feature_mode != "planes":
+                raise ConfigError(f"anchored latents need feature_mode planes, not {feature_mode}")
             self.exchange = AnchorExchange(dim, num_latents, size)
         self.is_compressed = is_compressed
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
@@ -160,13 +161,15 @@ class PointEncoder(nn.Module):
         """Encode points in [-1, 1] (B, P, 3) and normals (B, P, 3) to (B, M, D)."""
         x = self.features(points, normals)
         x = x.to(compute_dtype(x))
-        if self.is_compressed:
+        if self.has_latents:
             latents = (self.latent_tokens + self.group_embed[0]).to(x.dtype)
             latents = latents.expand(points.shape[0], -1, -1)
             if self.exchange is not None:
                 latents = latents + self.exchange.gather(x)
-            features = x + self.group_embed[1].to(x.dtype)
-            x = torch.cat([latents, features], dim=1)
+            if self.is_compressed:
+                features = x + self.group_embed[1].to(x.dtype)
+                latents = torch.cat([latents, features], dim=1)
+            x = latents
         for block in self.blocks:
             x = block(x)
         return self.norm(x[:, : self.num_latents])
