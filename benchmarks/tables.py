@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from _report import load, markdown
@@ -147,6 +147,28 @@ def ablations_table(folder: Path, samples: str) -> str:
     return markdown([*head, f"energy removed by scale, % (tokens: {share})"], out)
 
 
+def prefixes_table(folder: Path) -> str:
+    """Mean V-IoU by number of scales, and how steadily it rises shape by shape."""
+    from scipy.stats import spearmanr
+
+    rows = rows_of("shape_prefixes", folder)
+    out = []
+    for split in SPLITS:
+        scores = [row["v_iou"] for row in rows if row["split"] == split]
+        if not scores:
+            out.append([split, "0", MISSING, "–", "–"])
+            continue
+        means = " ".join(f"{mean(column):.3f}" for column in zip(*scores, strict=True))
+        # A shape whose prefixes all score the same has no rank correlation: it does not rise.
+        ranks = [
+            float(spearmanr(range(len(s)), s).statistic) if len(set(s)) > 1 else 0.0 for s in scores
+        ]
+        steady = mean(rank > 0.9 for rank in ranks)
+        out.append([split, str(len(scores)), means, f"{median(ranks):.2f}", f"{100 * steady:.0f}%"])
+    head = ["split", "shapes", "V-IoU of 1, 2, ... scales, mean", "median Spearman", "above 0.9"]
+    return markdown(head, out)
+
+
 def _columns(rows: Sequence[Row], name: str) -> list[float]:
     return [mean(values) for values in zip(*(row[name] for row in rows), strict=True)]
 
@@ -166,6 +188,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "rate": rate_table,
     "speed": speed_table,
     "training": training_table,
+    "prefixes": prefixes_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
 }

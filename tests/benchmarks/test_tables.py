@@ -60,7 +60,7 @@ def test_check_tells_and_writing_mends(
     assert text.endswith("|\n<!-- /table -->\nafter\n") and "old" not in text
 
 
-@pytest.mark.parametrize("name", ["rate", "speed", "training", "ablations-30k"])
+@pytest.mark.parametrize("name", ["rate", "speed", "training", "prefixes", "ablations-30k"])
 def test_nothing_measured_says_so(tables: ModuleType, tmp_path: Path, name: str) -> None:
     text = tables.filled(marked(name), tmp_path)
     assert tables.MISSING in text
@@ -100,6 +100,15 @@ def test_a_curve_comes_from_the_run(tables: ModuleType, tmp_path: Path) -> None:
     metrics.write_text(json.dumps(records[0]))
     with pytest.raises(PolytokError, match="no validation"):
         tables.keep_curve(metrics, tmp_path)
+
+
+def test_prefixes_are_ranked_shape_by_shape(tables: ModuleType, tmp_path: Path) -> None:
+    curves = [[0.1, 0.2, 0.6], [0.3, 0.2, 0.1], [0.0, 0.0, 0.0], [0.2, 0.4, 0.5]]
+    rows = [{"split": "val", "shape": str(n), "v_iou": curve} for n, curve in enumerate(curves)]
+    write(tmp_path, "shape_prefixes", rows)
+    val, unseen = cells(tables.filled(marked("prefixes"), tmp_path))
+    assert val == ["val", "4", "0.150 0.200 0.300", "0.50", "50%"]
+    assert unseen[2] == tables.MISSING
 
 
 def test_arms_are_averaged_over_seeds(tables: ModuleType, tmp_path: Path) -> None:
