@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py            rewrites what stands between the markers
     python benchmarks/tables.py --check    exits 1 when something would change
-    python benchmarks/tables.py --curve RUN/metrics.jsonl    keeps a run's validation scores first
+    python benchmarks/tables.py --curve PRESET=RUN/metrics.jsonl    keeps a run's scores first
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``.
 """
@@ -113,14 +113,14 @@ def speed_table(folder: Path) -> str:
     return markdown(["job", "median", "range", "peak memory"], out)
 
 
-def training_table(folder: Path) -> str:
-    """Validation scores over shapes seen."""
-    names = ("iou_latent", "iou_full", "cs_iou")
+def training_table(folder: Path, preset: str) -> str:
+    """Training loss and validation scores over shapes seen."""
+    names = ("rec", "iou_latent", "iou_full", "cs_iou")
     rows = [
         [f"{row['samples']:,}", *(f"{row[n]:.3f}" if n in row else "–" for n in names)]
-        for row in rows_of(CURVE, folder)
+        for row in rows_of(f"{CURVE}_{preset}", folder)
     ]
-    head = ["shapes seen", "V-IoU, not quantized", "V-IoU, all scales", "CS-IoU"]
+    head = ["shapes seen", "loss", "V-IoU, not quantized", "V-IoU, all scales", "CS-IoU"]
     return markdown(head, rows or [[MISSING, *["–"] * len(names)]])
 
 
@@ -187,7 +187,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "systems": systems_table,
     "rate": rate_table,
     "speed": speed_table,
-    "training": training_table,
+    "training": partial(training_table, preset=MODEL),
+    "training-4kb": partial(training_table, preset="vat-4kb-small"),
     "prefixes": prefixes_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
@@ -212,18 +213,25 @@ def filled(text: str, folder: Path = RESULTS) -> str:
     return BLOCK.sub(make, text)
 
 
-def keep_curve(metrics: Path, folder: Path = RESULTS) -> int:
+def keep_curve(preset: str, metrics: Path, folder: Path = RESULTS) -> int:
     """Keep the validation scores of a run's metrics.jsonl; returns their number.
+
+    ``rec`` is the reconstruction loss of training, as last recorded before.
 
     Raises:
         PolytokError: it has none.
     """
-    records: list[dict[str, Any]] = [json.loads(x) for x in metrics.read_text().splitlines()]
-    rows = [{"samples": r["samples"], **r["val"]} for r in records if "val" in r]
+    rows: list[Row] = []
+    rec = float("nan")
+    for line in metrics.read_text().splitlines():
+        record: dict[str, Any] = json.loads(line)
+        rec = record.get("losses", {}).get("rec", rec)
+        if "val" in record:
+            rows.append({"samples": record["samples"], "rec": rec, **record["val"]})
     if not rows:
         raise PolytokError(f"{metrics} has no validation")
     lines = ",\n".join(json.dumps({k: round(v, 5) for k, v in row.items()}) for row in rows)
-    write_text(folder / f"{CURVE}.json", f'{{"rows": [\n{lines}\n]}}\n')
+    write_text(folder / f"{CURVE}_{preset}.json", f'{{"rows": [\n{lines}\n]}}\n')
     return len(rows)
 
 
@@ -231,10 +239,11 @@ def main(argv: list[str] | None = None, root: Path = ROOT, folder: Path = RESULT
     """Write or check the tables; returns how many files would change under ``--check``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--curve", type=Path, help="metrics.jsonl of a run, to keep first")
+    parser.add_argument("--curve", help="PRESET=metrics.jsonl of a run, to keep first")
     args = parser.parse_args(argv)
     if args.curve:
-        keep_curve(args.curve, folder)
+        preset, _, metrics = args.curve.partition("=")
+        keep_curve(preset, Path(metrics), folder)
     stale = 0
     for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
         old = path.read_text()

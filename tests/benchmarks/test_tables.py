@@ -93,13 +93,18 @@ def test_rate_takes_the_longest_prefix_that_fits(tables: ModuleType, tmp_path: P
 
 def test_a_curve_comes_from_the_run(tables: ModuleType, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    records = [{"samples": 8, "loss": 1.0}, {"samples": 1600, "val": {"iou_latent": 0.25}}]
+    records = [
+        {"samples": 8, "losses": {"rec": 1.0}},
+        {"samples": 1600, "val": {"iou_latent": 0.25}},
+    ]
     metrics.write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert tables.keep_curve(metrics, tmp_path) == 1
-    assert cells(tables.filled(marked("training"), tmp_path)) == [["1,600", "0.250", "–", "–"]]
+    assert tables.keep_curve("vat-4kb-small", metrics, tmp_path) == 1
+    [row] = cells(tables.filled(marked("training-4kb"), tmp_path))
+    assert row == ["1,600", "1.000", "0.250", "–", "–"]
+    assert tables.MISSING in tables.filled(marked("training"), tmp_path)
     metrics.write_text(json.dumps(records[0]))
     with pytest.raises(PolytokError, match="no validation"):
-        tables.keep_curve(metrics, tmp_path)
+        tables.keep_curve("vat-4kb-small", metrics, tmp_path)
 
 
 def test_prefixes_are_ranked_shape_by_shape(tables: ModuleType, tmp_path: Path) -> None:
