@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from io import BytesIO
 from multiprocessing import get_context
@@ -146,6 +147,14 @@ class Item:
     @property
     def row(self) -> Row:
         return {"split": self.split, "shape": self.name, "pack": self.pack}
+
+
+@lru_cache(maxsize=1)
+def load_codec(model: str) -> Any:
+    """Load a model once per process; only then does a benchmark need torch."""
+    import polytok
+
+    return polytok.load(model)
 
 
 def data_folder() -> Path:

@@ -8,27 +8,19 @@ Rows go to ``benchmarks/results/shape_prefixes.json``; an interrupted run goes o
 from __future__ import annotations
 
 import argparse
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 import _results
-from _results import Item, Results, Row
+from _results import Item, Results, Row, load_codec
 from polytok.core.seeding import numpy_rng
 from polytok.signals.mesh.solid import solidify
 
 SEED = 0
 NUM_POINTS = 20_000
-
-
-@lru_cache(maxsize=1)
-def load_codec(model: str) -> Any:
-    """Load a model once per process."""
-    import polytok
-
-    return polytok.load(model)
 
 
 def prefix_rows(item: Item, model: str, codec: Any = None) -> list[Row]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 import _results
-from _results import Item, Results, Row
+from _results import Item, Results, Row, load_codec
 from polytok.core.errors import SignalError
 from polytok.core.seeding import numpy_rng
 from polytok.metrics import CONVENTIONS, ShapeReference, draco_fit
@@ -140,13 +140,6 @@ def retrieval_rows(item: Item) -> list[Row]:
     return [{**item.row, "faces": len(mesh.faces), "found": best.name, **scores.as_dict()}]
 
 
-@lru_cache(maxsize=1)
-def _codec(name: str) -> Any:
-    import polytok
-
-    return polytok.load(name)
-
-
 def polytok_rows(
     item: Item,
     model: str,
@@ -158,7 +151,7 @@ def polytok_rows(
     """Prefixes of a code (() = all): bytes of the whole file, and scores of the mesh."""
     from polytok.signals.mesh.solid import solidify
 
-    codec = codec or _codec(model)
+    codec = codec or load_codec(model)
     mesh = item.mesh()
     reference = ShapeReference(mesh, sdf=solidify(mesh).sdf, seed=SEED, secondary=False)
     start = time.perf_counter()

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import trimesh
 from numpy.typing import NDArray
 
 import _results
-from _results import Item, Results, Row
+from _results import Item, Results, Row, load_codec
 from polytok.core.errors import PolytokError
 from polytok.signals.mesh.extract import Field
 
@@ -166,14 +166,6 @@ def extract_rows(item: Item, resolution: int, model: str | None) -> list[Row]:
             "seconds_dense": end - middle,
         }
     ]
-
-
-@lru_cache(maxsize=1)
-def load_codec(model: str) -> Any:
-    """Load a model once per process."""
-    import polytok
-
-    return polytok.load(model)
 
 
 def main(argv: list[str] | None = None) -> None:

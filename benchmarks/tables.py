@@ -222,12 +222,13 @@ def keep_curve(preset: str, metrics: Path, folder: Path = RESULTS) -> int:
         PolytokError: it has none.
     """
     rows: list[Row] = []
-    rec = float("nan")
+    loss: Row = {}
     for line in metrics.read_text().splitlines():
         record: dict[str, Any] = json.loads(line)
-        rec = record.get("losses", {}).get("rec", rec)
+        if "losses" in record:
+            loss = {"rec": record["losses"]["rec"]}
         if "val" in record:
-            rows.append({"samples": record["samples"], "rec": rec, **record["val"]})
+            rows.append({"samples": record["samples"], **loss, **record["val"]})
     if not rows:
         raise PolytokError(f"{metrics} has no validation")
     lines = ",\n".join(json.dumps({k: round(v, 5) for k, v in row.items()}) for row in rows)
@@ -242,7 +243,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT, folder: Path = RESULT
     parser.add_argument("--curve", help="PRESET=metrics.jsonl of a run, to keep first")
     args = parser.parse_args(argv)
     if args.curve:
-        preset, _, metrics = args.curve.partition("=")
+        preset, is_named, metrics = args.curve.partition("=")
+        if not is_named:
+            parser.error(f"--curve {args.curve} is not PRESET=metrics.jsonl")
         keep_curve(preset, Path(metrics), folder)
     stale = 0
     for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:

@@ -72,10 +72,9 @@ ARMS: dict[str, dict[str, Any]] = {
     )
 }
 # "vvq" has the KL weight of the training stages; these have others.
-KL_WEIGHTS = {f"vvq_kl{w}": float(w) for w in ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1")}
-ARMS |= {name: {} for name in KL_WEIGHTS}
+KL_WEIGHTS = {f"vvq_kl{w}": float(w) for w in ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1")}
 KL_WEIGHTS["free_kl3e-1"] = 0.3
-ARMS["free_kl3e-1"] = ARMS["free"]
+ARMS |= {name: ARMS[name.split("_")[0]] for name in KL_WEIGHTS}
 SHARES = {"warm": 0.1, "continuous": 0.3, "quantized": 0.4, "settle": 0.2}
 NUM_QUERIES = {"num_volume": 256, "num_near": 384}
 
