@@ -21,6 +21,7 @@ GROUPS: Mapping[str, Callable[[Row], bool]] = {
     ),
     "val-unseen": lambda row: row["split"] == "val-unseen",
 }
+MIN_PLOTTED = 10
 PLOTTED = ("val", "val, more than 1000 faces")
 F_NAMES = {"f_002": "F@0.02", "f_001": "F@0.01", "f_0005": "F@0.005"}
 OUTER = {"outer_f_002": "outer F@0.02", "outer_f_001": "outer F@0.01"}
@@ -123,12 +124,17 @@ def _gain(rows: Sequence[Row], theirs: Mapping[str, float]) -> Interval | None:
     return bootstrap_difference(*zip(*pairs, strict=True)) if pairs else None
 
 
-def _curves(parts: Mapping[str, list[Row]], keep: Callable[[Row], bool]) -> dict[str, Any]:
-    """Per legend entry, bytes and the interval of F@0.02; one point is a level line."""
+def _curves(
+    parts: Mapping[str, list[Row]], keep: Callable[[Row], bool], fewest: int = 1
+) -> dict[str, Any]:
+    """Per legend entry, bytes and the interval of F@0.02; one point is a level line.
+
+    Curves of fewer than ``fewest`` shapes are left out.
+    """
     curves: dict[str, list[tuple[float, Interval]]] = {}
 
     def add(label: str, size: float, rows: Sequence[Row]) -> None:
-        if rows:
+        if len({row["shape"] for row in rows}) >= fewest:
             values = [row["f_002"] for row in rows]
             curves.setdefault(label, []).append((size, bootstrap_mean(values)))
 
@@ -146,7 +152,7 @@ def _curves(parts: Mapping[str, list[Row]], keep: Callable[[Row], bool]) -> dict
                 at = _of(rows, effort=effort, levels=levels)
                 sizes = [row["bytes"] for row in at if row["bytes"] is not None]
                 size = sum(sizes) / max(len(sizes), 1)
-                add(f"{part}, effort {effort}", size, at)
+                add(f"{part}, effort {effort}, {len(at)} shapes", size, at)
     return curves
 
 
@@ -159,7 +165,9 @@ def plot(parts: Mapping[str, list[Row]], path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, len(PLOTTED), figsize=(11, 4.2), sharey=True)
     for panel, group in zip(panels, PLOTTED, strict=True):
-        for label, points in _curves(parts, GROUPS[group]).items():
+        # Next to curves of all shapes, one of a handful of others would compare shapes, not codes.
+        most = max(len({row["shape"] for row in rows}) for rows in parts.values())
+        for label, points in _curves(parts, GROUPS[group], min(MIN_PLOTTED, most)).items():
             sizes, intervals = zip(*points, strict=True)
             if sizes == (0,):
                 style = "--" if label.startswith("ceiling") else ":"
