@@ -48,10 +48,14 @@ BASE = override(
 CROSS: dict[str, Any] = {"feature_mode": "cross_learned", "is_anchored": False}
 QUIET: dict[str, Any] = {"is_variational": False}
 DROP: dict[str, Any] = {"prefix_dropout": 0.2}
+# As many features to a latent as in the paper, about five.
+RICH: dict[str, Any] = {"num_points": 2048, "num_features": 300}
 ARMS: dict[str, dict[str, Any]] = {
     "vvq": {},
     "no_vvq": QUIET,
     "no_compression": {"is_compressed": False},
+    "rich": RICH,
+    "rich_no_compression": {**RICH, "is_compressed": False},
     "free": {"is_anchored": False},
     "free_quiet": {"is_anchored": False, **QUIET},
     "no_overlap": {"overlap_weight": 0.0},
@@ -71,10 +75,16 @@ ARMS: dict[str, dict[str, Any]] = {
         ("_quiet_drop", {**QUIET, **DROP}),
     )
 }
-# "vvq" has the KL weight of the training stages; these have others.
-KL_WEIGHTS = {f"vvq_kl{w}": float(w) for w in ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1")}
-KL_WEIGHTS["free_kl3e-1"] = 0.3
-ARMS |= {name: ARMS[name.split("_")[0]] for name in KL_WEIGHTS}
+# An arm has the KL weight of the training stages; these have others.
+KL_WEIGHTS = {f"vvq_kl{w}": float(w) for w in ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1")} | {
+    f"{name}_kl3e-1": 0.3
+    for name in (
+        "free",
+        "grid2d_drop",
+        *(f"{n}{s}" for n in ("linear1d", "attn", "nested") for s in ("", "_drop")),
+    )
+}
+ARMS |= {name: ARMS[name.rsplit("_kl", 1)[0]] for name in KL_WEIGHTS}
 SHARES = {"warm": 0.1, "continuous": 0.3, "quantized": 0.4, "settle": 0.2}
 NUM_QUERIES = {"num_volume": 256, "num_near": 384}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from polytok.bitstream import SymbolReader, SymbolWriter, writer_id
 from polytok.core.contracts import Codes, Level, TokenizerSpec
 
 SLOTS = (1, 4, 9, 16, 25, 36, 49, 64, 100)
@@ -65,3 +68,71 @@ def preset_histograms(preset: TokenizerSpec) -> list[np.ndarray]:
         np.bincount((lv.vocab * rng.random(5000) ** 6).astype(int), minlength=lv.vocab)
         for lv in preset.levels
     ]
+
+
+@dataclass(frozen=True)
+class FakePrior:
+    """A symbol model without a network: each id has a favourite, which earlier levels decide.
+
+    Args:
+        peak: probability of the favourite. rounding: stands for a machine's floating point.
+        favourite: of every id, instead.
+    """
+
+    levels: tuple[Level, ...]
+    peak: float = 0.9
+    text: str | None = None
+    rounding: int = 0
+    favourite: int | None = None
+    fingerprint: str = "5eed0001"
+    writer: int = writer_id("2.13.0+cpu", "x86_64", "AVX512")
+
+    @property
+    def has_text(self) -> bool:
+        return self.text is not None
+
+    def favourites(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        """Favourites (n_k,) of the level that follows ``found``."""
+        level = self.levels[len(found)]
+        if self.favourite is not None:
+            return np.full(level.count, self.favourite)
+        known = repr((self.text, self.rounding, [ids.tolist() for ids in found]))
+        rng = np.random.default_rng(zlib.crc32(known.encode()))
+        return rng.integers(level.vocab, size=level.count)
+
+    def table(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        level = self.levels[len(found)]
+        table = np.full((level.count, level.vocab), (1 - self.peak) / (level.vocab - 1))
+        table[np.arange(level.count), self.favourites(found)] = self.peak
+        return table
+
+    def encode(self, ids: Sequence[np.ndarray]) -> bytes:
+        writer = SymbolWriter()
+        for k, level_ids in enumerate(ids):
+            writer.write(level_ids, self.table(ids[:k]))
+        return writer.payload()
+
+    def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
+        reader, ids = SymbolReader(payload), []
+        while len(ids) < num_levels:
+            ids.append(reader.read(self.table(ids)))
+        reader.close()
+        return ids
+
+    def likely(self, codes: Codes, seed: int = 0, luck: float = 0.9) -> Codes:
+        """Replace ids by favourites, each with probability ``luck``."""
+        rng, found = np.random.default_rng(seed), []
+        for old in codes.indices:
+            ids = old[0].numpy()
+            found.append(np.where(rng.random(len(ids)) < luck, self.favourites(found), ids))
+        return replace(codes, indices=tuple(torch.from_numpy(i)[None] for i in found))
+
+
+@pytest.fixture(scope="session")
+def make_prior() -> Callable[..., FakePrior]:
+    """Return a function that makes a :class:`FakePrior` of a spec."""
+
+    def make(spec: TokenizerSpec, **changes: object) -> FakePrior:
+        return FakePrior(spec.levels, **changes)  # type: ignore[arg-type]
+
+    return make

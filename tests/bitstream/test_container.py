@@ -251,7 +251,7 @@ def damaged_headers(raw: bytes) -> Iterator[tuple[bytes, str]]:
     yield b"glTF" + raw[4:], "not a .ptk file: 486 bytes that begin with 676c5446"
     yield raw[:3] + b"\x00" + raw[4:], "version 0; this program reads 1"
     yield raw[:3] + b"\x02" + raw[4:], "version 2; this program reads 1"
-    for flags in (0x02, 0x04, 0x08, 0x10, 0xF0, 0xFF):
+    for flags in (0x03, 0x04, 0x05, 0x07, 0x08, 0x0A, 0x0E, 0x10, 0xF0, 0xFF):
         yield raw[:8] + bytes([flags]) + raw[9:], f"unknown flags 0x{flags:02x}"
     yield raw[:9] + b"\x00" + raw[10:], "holds no level"
     yield raw[:9] + b"\x0a" + raw[10:], "10 levels; this tokenizer has 9"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polytok.bitstream.ranging import RangeCoder, frequencies
+from polytok.bitstream.ranging import RangeCoder, frequencies, shortest_payload
 from polytok.core.contracts import Level
 from polytok.core.errors import FormatError, PolytokError
 
@@ -143,3 +144,78 @@ def test_payload_is_pinned() -> None:
 def test_refuses_wrong_histograms(histograms: list[np.ndarray], message: str) -> None:
     with pytest.raises(PolytokError, match=message):
         RangeCoder(histograms, (Level(vocab=8, count=4),))
+
+
+queue = constriction.stream.queue
+family = constriction.stream.model.Categorical(perfect=False)
+
+
+def decodes(payload: bytes, table: np.ndarray, ids: np.ndarray) -> bool:
+    """Whether a payload that zeros follow decodes to the ids."""
+    words = np.frombuffer(payload + bytes(-len(payload) % 4), ">u4").astype(np.uint32)
+    try:
+        return np.array_equal(queue.RangeDecoder(words).decode(family, table), ids)
+    except AssertionError:
+        return False
+
+
+def check_shortest(table: np.ndarray, ids: np.ndarray) -> bytes:
+    """Check that no smaller and no shorter payload decodes to the ids."""
+    encoder = queue.RangeEncoder()
+    encoder.encode(ids.astype(np.int32), family, table)
+    payload = shortest_payload(encoder)
+    assert decodes(payload, table, ids)
+    assert decodes(payload + bytes(40), table, ids)
+    if payload:
+        # Payloads of the ids are the numbers of an interval, so the neighbours speak for all.
+        below = int.from_bytes(payload[:-1], "big")
+        for number, length in (
+            (int.from_bytes(payload, "big") - 1, len(payload)),
+            (below, len(payload) - 1),
+            (below + 1, len(payload) - 1),
+        ):
+            if number < 256**length:
+                assert not decodes(number.to_bytes(length, "big"), table, ids)
+    return payload
+
+
+def test_shortest_payload_of_random_models() -> None:
+    rng = np.random.default_rng(0)
+    for k in range(600):
+        vocab, count = int(rng.choice([2, 3, 16, 257, 4096])), int(rng.integers(1, 50))
+        table = rng.dirichlet(np.full(vocab, rng.choice([1e-3, 0.01, 0.1, 1, 100])), size=count)
+        if k % 5 == 0:  # nothing but one id is likely
+            table = np.eye(vocab)[rng.integers(vocab, size=count)]
+        kinds = (
+            rng.integers(vocab, size=count),
+            table.argmax(axis=1),
+            np.where(rng.random(count) < 0.5, 0, vocab - 1),
+            (table.cumsum(axis=1) < rng.random((count, 1))).sum(axis=1).clip(max=vocab - 1),
+        )
+        check_shortest(table, kinds[k % 4])
+
+
+def test_shortest_payload_while_words_are_held_back() -> None:
+    """A coder whose interval straddles the border between two words cannot write the first yet."""
+    rng, straddled = np.random.default_rng(1), 0
+    for _ in range(60):
+        border = int(rng.integers(1, 2**32)) << 32 * 20
+        table = rng.dirichlet(np.ones(7), size=30)
+        for number in (border, border - 1):
+            words = np.frombuffer(number.to_bytes(84, "big"), ">u4").astype(np.uint32)
+            try:
+                ids = queue.RangeDecoder(words).decode(family, table)
+            except AssertionError:
+                continue
+            for length in range(1, 31):
+                encoder = queue.RangeEncoder()
+                encoder.encode(ids[:length], family, table[:length])
+                lower, width = encoder.pos()[1]
+                straddled += lower + width > 2**64
+                if length % 5 == 0:
+                    check_shortest(table[:length], ids[:length])
+    assert straddled > 1000
+
+
+def test_shortest_payload_of_nothing() -> None:
+    assert shortest_payload(queue.RangeEncoder()) == b""

@@ -12,14 +12,26 @@ from polytok.bitstream.container import (
     truncate,
     unpack,
 )
+from polytok.bitstream.prior import (
+    SymbolModel,
+    SymbolReader,
+    SymbolWriter,
+    describe_writer,
+    writer_id,
+)
 
 __all__ = [
     "Header",
+    "SymbolModel",
+    "SymbolReader",
+    "SymbolWriter",
     "bits_per_level",
+    "describe_writer",
     "pack",
     "read_header",
     "size",
     "sizes",
     "truncate",
     "unpack",
+    "writer_id",
 ]

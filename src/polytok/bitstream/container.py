@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polytok.bitstream.packing import Ids, num_bytes, pack_ids, unpack_cut, unpack_ids
+from polytok.bitstream.prior import SymbolModel, describe_writer, symbols_checksum
 from polytok.bitstream.ranging import RangeCoder, frequencies
 from polytok.core.errors import FormatError, PolytokError, WeightsError
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 MAGIC = b"PTK"
 VERSION = 1
 _PREFIX = struct.Struct("<3sB4sBB")
+_PRIOR = struct.Struct("<4sHH")
 _CHECKSUM = struct.Struct("<I")
-_RANGE_CODED = 0x01
+_RANGE_CODED, _PRIOR_CODED, _HAS_TEXT = 0x01, 0x02, 0x04
+_CODINGS = (0, _RANGE_CODED, _PRIOR_CODED, _PRIOR_CODED | _HAS_TEXT)
 _MODALITY_SHIFT = 4
 
 Histograms = Sequence[NDArray[Any]]
@@ -64,9 +67,13 @@ class Header:
         weights: fingerprint of the weights that made the code, 8 hex digits.
         modality: of the signal.
         levels: number of levels present.
-        is_range_coded: the payload is range coded, not packed.
+        is_range_coded: the payload is coded under the histograms of the weights.
         is_intact: the checksum agrees with the bytes.
         meta: float32 arrays by name that restore the signal.
+        prior: fingerprint of the prior that the payload is coded under, 8 hex digits, or None.
+        has_text: the prior had a text.
+        writer: what computed the prior's probabilities, see ``describe_writer``; or None.
+        symbols: checksum of the ids of a prior-coded payload, or None.
     """
 
     version: int
@@ -76,6 +83,15 @@ class Header:
     is_range_coded: bool
     is_intact: bool
     meta: Mapping[str, NDArray[np.float32]]
+    prior: str | None = None
+    has_text: bool = False
+    writer: int | None = None
+    symbols: int | None = None
+
+    @property
+    def is_prior_coded(self) -> bool:
+        """Whether the payload is coded under a prior."""
+        return self.prior is not None
 
     @property
     def centre(self) -> tuple[float, ...]:
@@ -101,15 +117,21 @@ def read_header(data: bytes) -> Header:
     if version != VERSION:
         raise FormatError(f"the file has .ptk version {version}; this program reads {VERSION}")
     code = flags >> _MODALITY_SHIFT
-    if flags & 0x0E or code >= len(_META):
+    if flags & 0x0F not in _CODINGS or code >= len(_META):
         raise FormatError(f"the file has unknown flags 0x{flags:02x}")
     if not levels:
         raise FormatError("the file holds no level")
     modality = list(_META)[code]
+    is_prior_coded = bool(flags & _PRIOR_CODED)
     length = _header_size(modality)
-    if len(data) < length:
-        raise FormatError(f"the file ends after {len(data)} bytes, inside its header of {length}")
+    needed = length + (_PRIOR.size if is_prior_coded else 0)
+    if len(data) < needed:
+        raise FormatError(f"the file ends after {len(data)} bytes, inside its header of {needed}")
     values = np.frombuffer(data, "<f4", offset=_PREFIX.size, count=(length - 14) // 4)
+    prior, writer, symbols = None, None, None
+    if is_prior_coded:
+        name, writer, symbols = _PRIOR.unpack_from(data, length)
+        prior = name.hex()
     return Header(
         version=version,
         weights=weights.hex(),
@@ -118,13 +140,22 @@ def read_header(data: bytes) -> Header:
         is_range_coded=bool(flags & _RANGE_CODED),
         is_intact=data[length - 4 : length] == _checksum(data[: length - 4], data[length:]),
         meta=_read_meta(values, modality),
+        prior=prior,
+        has_text=bool(flags & _HAS_TEXT),
+        writer=writer,
+        symbols=symbols,
     )
 
 
 def pack(
-    codes: Codes, spec: TokenizerSpec, *, weights: str, histograms: Histograms | None = None
+    codes: Codes,
+    spec: TokenizerSpec,
+    *,
+    weights: str,
+    histograms: Histograms | None = None,
+    prior: SymbolModel | None = None,
 ) -> bytes:
-    """Turn one code into the bytes of a file.
+    """Turn one code into the bytes of a file, the smallest of those that the arguments allow.
 
     Args:
         codes: a batch of one, of any leading number of levels if the spec allows prefixes; its
@@ -133,12 +164,14 @@ def pack(
         weights: fingerprint of the tokenizer's weights, 8 hex digits.
         histograms: counts (V_k,) per level that belong to the weights; with them the payload is
             range coded when that is smaller.
+        prior: with it the payload is prior coded when the file is smaller so.
 
     Raises:
-        PolytokError: the codes do not fit the spec.
+        PolytokError: the codes do not fit the spec, or the prior does not decode what it coded.
     """
     ids = _ids_of(codes, spec)
-    return _write(ids, _meta_of(codes, spec.modality), spec, weights, histograms)
+    data = _write(ids, _meta_of(codes, spec.modality), spec, weights, histograms, prior)
+    return _proven(data, ids, prior)
 
 
 def unpack(
@@ -147,24 +180,28 @@ def unpack(
     *,
     weights: str,
     histograms: Histograms | None = None,
+    prior: SymbolModel | None = None,
     partial: bool = False,
 ) -> Codes:
     """Turn the bytes of a file into codes, a batch of one; the inverse of :func:`pack`.
 
     Args:
+        prior: what coded the payload, with the same text; files that no prior coded ignore it.
         partial: accept a file that was cut anywhere and return its whole levels. Its checksum
             cannot be checked then: compare ``read_header(data).is_intact`` and ``.levels``.
+            Files that a prior coded cannot be read so.
 
     Raises:
-        FormatError: the file is damaged, cut, too long, or does not fit the spec.
-        WeightsError: the file was made by other weights.
-        PolytokError: the payload is range coded and no histograms are given.
+        FormatError: the file is damaged, cut, too long, or does not fit the spec; or the prior's
+            probabilities are not here what they were where the file was made.
+        WeightsError: the file was made by other weights or another prior.
+        PolytokError: histograms, prior or text are missing.
     """
     import torch
 
     from polytok.core.contracts import Codes
 
-    header, ids = _read(data, spec, weights, histograms, partial)
+    header, ids = _read(data, spec, weights, histograms, prior, partial)
     return Codes(
         indices=tuple(torch.from_numpy(i)[None] for i in ids),
         meta={k: torch.from_numpy(v.copy())[None] for k, v in header.meta.items()},
@@ -178,20 +215,21 @@ def truncate(
     *,
     weights: str,
     histograms: Histograms | None = None,
+    prior: SymbolModel | None = None,
 ) -> bytes:
     """Return the valid file with the most leading levels that has at most ``max_bytes``.
 
     Raises:
         PolytokError: not even one level fits, see also :func:`unpack`; the sizes are listed.
     """
-    header, ids = _read(data, spec, weights, histograms, partial=False)
+    header, ids = _read(data, spec, weights, histograms, prior, partial=False)
     if len(data) <= max_bytes:
         return bytes(data)
     found = [len(data)]
     for levels in range(len(ids) - 1 if spec.prefix == "levels" else 0, 0, -1):
-        shorter = _write(ids[:levels], header.meta, spec, weights, histograms)
+        shorter = _write(ids[:levels], header.meta, spec, weights, histograms, prior)
         if len(shorter) <= max_bytes:
-            return shorter
+            return _proven(shorter, ids[:levels], prior)
         found.append(len(shorter))
     raise PolytokError(
         f"nothing of this file fits into {max_bytes} bytes; "
@@ -200,12 +238,12 @@ def truncate(
 
 
 def size(codes: Codes, spec: TokenizerSpec) -> int:
-    """Return the bytes of the file of ``codes`` when it is not range coded, and so the most."""
+    """Return the bytes of the file of ``codes`` when it is only packed, and so the most."""
     return sizes(spec)[len(_ids_of(codes, spec)) - 1]
 
 
 def sizes(spec: TokenizerSpec) -> list[int]:
-    """Return the bytes of a file with the first 1, 2, ... levels, when it is not range coded."""
+    """Return the bytes of a file with the first 1, 2, ... levels, when it is only packed."""
     levels = _levels_of(spec)
     header = _header_size(spec.modality)
     return [header + num_bytes(levels[: k + 1]) for k in range(len(levels))]
@@ -231,17 +269,44 @@ def _write(
     spec: TokenizerSpec,
     weights: str,
     histograms: Histograms | None,
+    prior: SymbolModel | None,
 ) -> bytes:
     levels = spec.levels[: len(ids)]
-    payload, flags = pack_ids(ids, levels), list(_META).index(spec.modality) << _MODALITY_SHIFT
+    ways = [(0, pack_ids(ids, levels))]
     if histograms is not None:
-        coded = RangeCoder(histograms, levels).encode(ids)
-        if len(coded) < len(payload):
-            payload, flags = coded, flags | _RANGE_CODED
+        ways.append((_RANGE_CODED, RangeCoder(histograms, levels).encode(ids)))
+    if prior is not None:
+        checksum = symbols_checksum(ids, levels)
+        fields = _PRIOR.pack(_fingerprint(prior.fingerprint), prior.writer, checksum)
+        flags = _PRIOR_CODED | (_HAS_TEXT if prior.has_text else 0)
+        ways.append((flags, fields + prior.encode(ids)))
+    # Of equal ones the first, which needs least to be read.
+    flags, payload = min(ways, key=lambda way: len(way[1]))
+    flags |= list(_META).index(spec.modality) << _MODALITY_SHIFT
     values = np.concatenate([np.ravel(meta[f.name]) for f in _META[spec.modality]])
     head = _PREFIX.pack(MAGIC, VERSION, _fingerprint(weights), flags, len(ids))
     head += values.astype("<f4").tobytes()
     return head + _checksum(head, payload) + payload
+
+
+def _proven(data: bytes, ids: Ids, prior: SymbolModel | None) -> bytes:
+    """Return a file; one that is prior coded once the prior has decoded its payload to the ids.
+
+    Floating point may differ between two runs on one machine.
+    """
+    header = read_header(data)
+    if prior is None or not header.is_prior_coded:
+        return data
+    try:
+        found = prior.decode(_payload(data, header), len(ids))
+    except FormatError:
+        found = []
+    if len(found) != len(ids) or not all(map(np.array_equal, found, ids)):
+        raise PolytokError(
+            f"prior {prior.fingerprint} does not decode what it coded "
+            f"({describe_writer(prior.writer)}); pack without it"
+        )
+    return data
 
 
 def _read(
@@ -249,6 +314,7 @@ def _read(
     spec: TokenizerSpec,
     weights: str,
     histograms: Histograms | None,
+    prior: SymbolModel | None,
     partial: bool,
 ) -> tuple[Header, Ids]:
     header = read_header(data)
@@ -260,16 +326,21 @@ def _read(
     whole = sizes(spec)[header.levels - 1]
     if len(data) > whole:
         raise FormatError(f"the file has {len(data)} bytes; {header.levels} levels take {whole}")
-    is_cut = not header.is_range_coded and len(data) < whole
-    if is_cut and not partial:
+    is_packed = not header.is_range_coded and not header.is_prior_coded
+    if is_packed and len(data) < whole and not partial:
         raise FormatError(f"the file is cut: it has {len(data)} bytes of {whole}")
+    if header.is_prior_coded and not header.is_intact and partial:
+        raise FormatError("the file is damaged or cut, and what a prior coded has no readable part")
     if not header.is_intact and not partial:
         raise FormatError("the file is damaged or cut: its checksum is wrong")
     if bytes.fromhex(header.weights) != _fingerprint(weights):
         raise WeightsError(f"the file was made by weights {header.weights}, not by {weights}")
     levels = spec.levels[: header.levels]
-    payload = bytes(data[_header_size(spec.modality) :])
-    ids = _decode(payload, header, levels, histograms)
+    payload = _payload(data, header)
+    if header.is_prior_coded:
+        ids = _decode_with(prior, payload, header, levels)
+    else:
+        ids = _decode(payload, header, levels, histograms)
     if not ids:
         raise FormatError(f"the file is cut after {len(data)} bytes, before its first level ends")
     return header, ids
@@ -288,6 +359,42 @@ def _decode(
     return coder.decode(payload) if header.is_intact else coder.decode_cut(payload)
 
 
+def _decode_with(
+    prior: SymbolModel | None, payload: bytes, header: Header, levels: tuple[Level, ...]
+) -> Ids:
+    """Decode a payload that a prior coded, if this is that prior and its numbers are the same."""
+    if prior is None:
+        text = " with a text" if header.has_text else ""
+        raise PolytokError(f"the file is coded under prior {header.prior}{text}; none is given")
+    if _fingerprint(prior.fingerprint).hex() != header.prior:
+        raise WeightsError(f"the file is coded under prior {header.prior}, not {prior.fingerprint}")
+    if prior.has_text != header.has_text:
+        rule = "with a text: give the same" if header.has_text else "without a text: give none"
+        raise PolytokError(f"the file is coded under prior {header.prior} {rule}")
+    try:
+        ids = prior.decode(payload, len(levels))
+    except FormatError as error:
+        raise FormatError(_differs(prior, header)) from error
+    if len(ids) != len(levels) or not all(map(_fits, ids, levels)):
+        raise PolytokError(f"prior {header.prior} does not fit this tokenizer")
+    if symbols_checksum(ids, levels) != header.symbols:
+        raise FormatError(_differs(prior, header))
+    return ids
+
+
+def _differs(prior: SymbolModel, header: Header) -> str:
+    """Say why the prior that coded an undamaged payload does not decode it."""
+    cause = "another text, or other rounding" if header.has_text else "other rounding"
+    return (
+        f"prior {header.prior} does not give back what was written here ({cause}?): the file was "
+        f"made with {describe_writer(header.writer or 0)}, this is {describe_writer(prior.writer)}"
+    )
+
+
+def _fits(ids: NDArray[np.int64], level: Level) -> bool:
+    return ids.shape == (level.count,) and bool(np.all((ids >= 0) & (ids < level.vocab)))
+
+
 def _checksum(head: bytes, payload: bytes) -> bytes:
     return _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(head)))
 
@@ -299,8 +406,13 @@ def _fingerprint(weights: str) -> bytes:
 
 
 def _header_size(modality: str) -> int:
-    """Bytes before the payload."""
+    """Bytes up to the checksum's end, where the payload follows, or what is said of the prior."""
     return _PREFIX.size + 4 * sum(f.num_values for f in _META[modality]) + _CHECKSUM.size
+
+
+def _payload(data: bytes, header: Header) -> bytes:
+    start = _header_size(header.modality) + (_PRIOR.size if header.is_prior_coded else 0)
+    return bytes(data[start:])
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Range-coded payloads: ids under one static histogram per level, with constriction's queue.
+"""Range-coded payloads, with constriction's queue: ids under one static histogram per level.
 
 A queue decodes in the order of encoding, so whole levels can be read from the front of a file.
 """
@@ -48,6 +48,26 @@ def frequencies(
     return out
 
 
+def shortest_payload(encoder: Any) -> bytes:
+    """Return the fewest bytes that decode to all that was encoded when zeros follow them.
+
+    Costs no decoding. Of the strings of so many bytes it is the smallest.
+    """
+    # What the encoder has narrowed down is an interval of numbers: with ``position`` words done and
+    # two more to come, exactly the numbers in [low, low + width) decode to what was encoded. Of
+    # ``low`` the coder tells the last two words; sealed, it gives ``ceil(low / 2^32)``.
+    position, (lower, width) = encoder.pos()
+    sealed = encoder.get_compressed()[: position + 1].astype(_WORD).tobytes()
+    low = (int.from_bytes(sealed, "big") << 32) - (-lower & 0xFFFFFFFF)
+    # 2^32 <= width < 2^64. So to leave out four bytes always works; and if eight do, there is but
+    # one such number, which ends in zeros when still more can be left out.
+    for dropped in (8, 7, 6, 5, 4):
+        number = -(-low >> 8 * dropped)
+        if number << 8 * dropped < low + width:
+            break
+    return number.to_bytes(4 * (position + 2) - dropped, "big").rstrip(b"\x00")
+
+
 class RangeCoder:
     """Codes ids of the given levels under the given histograms; see :func:`frequencies`.
 
@@ -67,17 +87,7 @@ class RangeCoder:
         encoder = _queue.RangeEncoder()
         for level_ids, model in zip(ids, self.models, strict=True):
             encoder.encode(level_ids.astype(np.int32), model)
-        whole = bytes(encoder.get_compressed().astype(_WORD).tobytes())
-        # Any number inside the coder's last interval will do. Of the numbers with ``length`` bytes
-        # only the two neighbours of the one we have can lie inside if no shorter one does; at the
-        # first length at most one does, and it may end in zeros.
-        for length in range(max(0, len(whole) - 16), len(whole)):
-            below = int.from_bytes(whole[:length], "big")
-            for number in range(below, min(below + 2, 256**length)):
-                shorter = number.to_bytes(length, "big")
-                if _equal(self._read(shorter, b"\x00"), ids):
-                    return shorter.rstrip(b"\x00")
-        return whole
+        return shortest_payload(encoder)
 
     def decode(self, payload: bytes) -> Ids:
         """Invert :meth:`encode`.

@@ -183,12 +183,18 @@ class MultiScaleVQ(Bottleneck):
                 total = total + self._lift(vectors, level)
         return total
 
+    def lift(self, ids: Tensor, level: int) -> Tensor:
+        """What the ids (B, s_k) of one scale add to the sum: (B, M, d)."""
+        with torch.autocast(ids.device.type, enabled=False):
+            return self._lift(self.lookup(ids), level)
+
     def teacher_inputs(self, indices: Sequence[Tensor]) -> Tensor:
         """Inputs of scales 2..K: Down_{k+1} of the sum up to k, joined (B, L - s_1, d)."""
         total, inputs = torch.zeros((), device=indices[0].device), []
         for level in range(len(self.slots) - 1):
-            total = total + self._lift(self.lookup(indices[level]), level)
-            inputs.append(self.resampler.down(total, level + 1))
+            total = total + self.lift(indices[level], level)
+            with torch.autocast(total.device.type, enabled=False):
+                inputs.append(self.resampler.down(total, level + 1))
         return torch.cat(inputs, dim=1)
 
     @torch.no_grad()

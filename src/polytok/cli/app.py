@@ -12,6 +12,8 @@ from polytok.cli import show
 from polytok.core.errors import PolytokError
 
 DEFAULT_MODEL = "vat-512b-small"
+DEFAULT_GENERATOR = "vat-512b-small-gen"
+DEFAULT_CFG = 2.0
 
 app = typer.Typer(
     help="Any signal in a few tokens, and back.",
@@ -24,9 +26,27 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result g
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="Weights tag, preset, or a folder with config.json.")]
+Generator = Annotated[
+    str, typer.Option("--model", help="Weights tag, preset, or a folder of a generator.")
+]
 Seed = Annotated[int, typer.Option(help="Of every random draw.", min=0)]
 Effort = Annotated[int, typer.Option(help="0 feed-forward .. 9 longest search.", min=0, max=9)]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
+Prior = Annotated[str | None, typer.Option(help="Generator of --coder prior, if not the usual.")]
+PriorText = Annotated[
+    str | None, typer.Option("--text", help="Text of a prior-coded file; the file holds none.")
+]
+Image = Annotated[Path | None, typer.Option(help="A picture of what is wanted.")]
+Strength = Annotated[float, typer.Option(help="Guidance at the last scale; 0 for none.", min=0.0)]
+Blend = Annotated[float, typer.Option(help="Share of the image beside a text.", min=0.0, max=1.0)]
+Temperature = Annotated[float, typer.Option(help="Below 1 plays safe.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from all.", min=0)]
+TopP = Annotated[float, typer.Option(help="Draw from this mass; 0 from all.", min=0.0, max=1.0)]
+Count = Annotated[int, typer.Option("-n", "--count", help="How many.")]
+MeshFormat = Annotated[
+    str, typer.Option("--format", help="Extension, when the output is a folder.")
+]
+Resolution = Annotated[int, typer.Option("--res", help="Grid cells a side.")]
 Device = Annotated[str, typer.Option(help="cpu, or an accelerator torch knows.")]
 
 
@@ -39,7 +59,11 @@ def encode(
     max_bytes: Annotated[
         int | None, typer.Option("--bytes", help="Keep the most scales that fit.", min=1)
     ] = None,
-    coder: Annotated[str, typer.Option(help="auto, or raw (no range coding).")] = "auto",
+    coder: Annotated[
+        str, typer.Option(help="auto, raw (no range coding), or prior (smallest, slower).")
+    ] = "auto",
+    prior: Prior = None,
+    text: PriorText = None,
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -53,12 +77,16 @@ def encode(
 
     batch = Batch.of(inputs, output, ".ptk", force=force)
     batch.check_targets((".ptk",))
-    codec = api.load(model, device=show.ready(device, threads))
+    codec = api.load_codec(model, device=show.ready(device, threads))
+    symbols = api.prior_of(codec, prior, text) if coder == "prior" else None
+    if text is not None and symbols is None:
+        raise PolytokError("--text belongs to --coder prior")
+    static = "auto" if symbols else coder
 
     def work(source: Path, target: Path) -> dict[str, Any]:
         show.dropped(source)
         codes = codec.encode(source, effort=effort, seed=seed)
-        data = codec.pack(codes, max_bytes=max_bytes, coder=coder)[0]
+        data = codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
         write_bytes(target, data, force=force)
         return {"bytes": len(data), "source_bytes": source.stat().st_size}
 
@@ -77,6 +105,8 @@ def decode(
         str, typer.Option("--format", help="Extension, when the output is a folder.")
     ] = "glb",
     model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
+    prior: Prior = None,
+    text: PriorText = None,
     threads: Threads = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -98,7 +128,8 @@ def decode(
         if header.weights not in codecs:
             codecs[header.weights] = api.codec_for(data, model)
         codec = codecs[header.weights]
-        codes = codec.unpack(data, partial=partial)
+        symbols = api.prior_for(data, prior, text)
+        codes = codec.unpack(data, partial=partial, prior=symbols)
         if partial and not header.is_intact:
             show.note(f"{source}: cut or damaged; decoding its {len(codes.indices)} whole scales")
         mesh = codec.decode(codes, resolution=resolution, levels=levels, faces=faces)[0]
@@ -112,6 +143,8 @@ def decode(
 def info(
     path: Annotated[Path, typer.Argument(help="A .ptk file.")],
     model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
+    prior: Prior = None,
+    text: PriorText = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a .ptk file holds: bytes, bits per scale, model, box."""
@@ -123,7 +156,8 @@ def info(
     codec = api.codec_for(data, model)
     if not header.is_intact:
         show.note(f"{path}: cut or damaged; this is what its whole scales say")
-    codes = codec.unpack(data, partial=not header.is_intact)
+    symbols = api.prior_for(data, prior, text)
+    codes = codec.unpack(data, partial=not header.is_intact, prior=symbols)
     half = 0.98 / header.scale
     facts = {
         "file": str(path),
@@ -133,7 +167,9 @@ def info(
         "scales": header.levels,
         "tokens": [int(i.shape[1]) for i in codes.indices],
         "bits": [round(b, 1) for b in bitstream.bits_per_level(codes, codec.spec)],
-        "coder": "range" if header.is_range_coded else "raw",
+        "coder": (
+            "prior" if header.is_prior_coded else "range" if header.is_range_coded else "raw"
+        ),
         "prefix_bytes": bitstream.sizes(codec.spec)[: header.levels],
         "centre": [float(c) for c in header.centre],
         "longest_side": 2 * half,
@@ -147,6 +183,8 @@ def truncate(
     output: Output,
     max_bytes: Annotated[int, typer.Option("--bytes", help="Largest size of the result.", min=1)],
     model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
+    prior: Prior = None,
+    text: PriorText = None,
     force: Force = False,
 ) -> None:
     """Write the largest valid prefix of a .ptk file that fits into so many bytes."""
@@ -154,9 +192,147 @@ def truncate(
     from polytok.systems import api
 
     data = api.read_code(path)
-    shorter = api.codec_for(data, model).truncate(data, max_bytes)
+    symbols = api.prior_for(data, prior, text)
+    shorter = api.codec_for(data, model).truncate(data, max_bytes, prior=symbols)
     write_bytes(output, shorter, force=force)
     print(f"{output}: {len(shorter)} bytes of {len(data)}")
+
+
+@app.command()
+def generate(
+    output: Output,
+    text: Annotated[str | None, typer.Argument(help="What is wanted, in words.")] = None,
+    image: Image = None,
+    count: Count = 1,
+    seed: Seed = 0,
+    model: Generator = DEFAULT_GENERATOR,
+    cfg: Strength = DEFAULT_CFG,
+    blend: Blend = 0.5,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 0.0,
+    resolution: Resolution = 128,
+    format_: MeshFormat = "glb",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make new shapes from a text, a picture, both or nothing."""
+    from polytok.cli import generation
+    from polytok.generators import Sampling
+    from polytok.systems import api
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    generation.check_count(count)
+    stem = generation.stem_of(text, image)
+    paths = generation.targets(output, stem, count, format_.lstrip("."), force=force)
+    generator = api.load_generator(model, device=show.ready(device, threads))
+    if text is not None and generator.is_cut(text):
+        show.note("the text is longer than the model reads; its end is left out")
+    parts = generator.stream(
+        text, image, count=count, seed=seed, cfg=cfg, blend=blend, sampling=sampling
+    )
+    rows = generation.write_all(
+        generator,
+        parts,
+        paths,
+        output / f"{stem}.png" if count > 1 else None,
+        resolution=resolution,
+        force=force,
+        as_json=as_json,
+    )
+    if as_json:
+        print(json.dumps({"results": rows}))
+
+
+@app.command()
+def complete(
+    path: Annotated[Path, typer.Argument(help="A .ptk file.")],
+    output: Output,
+    from_scale: Annotated[int, typer.Option(help="The first scale to draw anew.", min=1)],
+    text: Annotated[str | None, typer.Option(help="What is wanted, in words.")] = None,
+    image: Image = None,
+    count: Count = 1,
+    seed: Seed = 0,
+    model: Generator = DEFAULT_GENERATOR,
+    cfg: Strength = DEFAULT_CFG,
+    blend: Blend = 0.5,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 0.0,
+    resolution: Resolution = 128,
+    format_: MeshFormat = "glb",
+    threads: Threads = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the coarse scales of a code and draw the finer ones anew."""
+    from polytok.cli import generation
+    from polytok.generators import Sampling
+    from polytok.systems import api
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    generation.check_count(count)
+    data = api.read_code(path)
+    stem = f"{path.stem}-from-{from_scale}"
+    paths = generation.targets(output, stem, count, format_.lstrip("."), force=force)
+    show.ready("cpu", threads)
+    generator = api.load_generator(model)
+    codes = generator.codec.unpack(data, prior=api.prior_for(data))
+    done = generator.complete(
+        codes,
+        from_scale,
+        text=text,
+        image=image,
+        count=count,
+        seed=seed,
+        cfg=cfg,
+        blend=blend,
+        sampling=sampling,
+    )
+    rows = generation.write_all(
+        generator,
+        iter([done]),
+        paths,
+        output / f"{stem}.png" if count > 1 else None,
+        resolution=resolution,
+        force=force,
+        as_json=as_json,
+    )
+    if as_json:
+        print(json.dumps({"results": rows}))
+
+
+@app.command()
+def score(
+    path: Annotated[Path, typer.Argument(help="A .ptk file.")],
+    text: Annotated[str | None, typer.Option(help="Score under this text.")] = None,
+    image: Image = None,
+    model: Generator = DEFAULT_GENERATOR,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a code costs under a generator: nats and bits per token, per scale."""
+    import math
+
+    from polytok.systems import api
+
+    data = api.read_code(path)
+    generator = api.load_generator(model)
+    codes = generator.codec.unpack(data, prior=api.prior_for(data))
+    found = generator.score(codes, text=text, image=image)[0]
+    bits = [n / math.log(2) for n in found.nats]
+    facts = {
+        "file": str(path),
+        "model": generator.name,
+        "tokens": list(found.tokens),
+        "nats_per_token": round(found.nats_per_token, 4),
+        "bits_per_token": round(found.nats_per_token / math.log(2), 4),
+        "nats_per_scale": [round(n, 3) for n in found.nats],
+        "bits_per_scale": [round(b, 3) for b in bits],
+        "bytes": round(sum(b * t for b, t in zip(bits, found.tokens, strict=True)) / 8, 1),
+    }
+    show.facts(facts, as_json=as_json)
 
 
 @app.command()

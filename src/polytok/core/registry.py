@@ -63,6 +63,24 @@ SYSTEMS: dict[str, System] = {
             ),
             default_weights={"vat-512b-small": "vat-512b-small.shapes1"},
         ),
+        System(
+            name="vat-gen",
+            kind="generator",
+            modality="shape",
+            title="3D representation in 512-Byte: next-scale generation",
+            paper="arXiv 2412.02202",
+            target="polytok.systems.shape.vat.generator",
+            presets=(
+                "vat-512b-tiny-gen",
+                "vat-512b-small-gen",
+                "vat-512b-gen-8m",
+                "vat-512b-gen-28m",
+                "vat-512b-gen-60m",
+                "vat-512b-gen-120m",
+                "vat-512b-gen-0.5b",
+                "vat-512b-gen-1.5b",
+            ),
+        ),
     )
 }
 

@@ -119,7 +119,7 @@ class ShapeSource:
     def sample(self, n: int) -> dict[str, Tensor]:
         """Draw sample n: points, normals (P, 3), queries (Q, 3), sdf (Q,), seed ()."""
         rng = numpy_rng(self.seed, "sample", n)
-        pieces = [self._piece(self._index(n), rng)]
+        pieces = [self._piece(self.index(n), rng)]
         if rng.random() < self.sampling.mix:
             pieces.append(self._piece(int(rng.integers(len(self.store))), rng))
             self._join(pieces, rng)
@@ -128,7 +128,8 @@ class ShapeSource:
         tensors = {k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in out.items()}
         return {**tensors, "seed": torch.tensor(derive(self.seed, "noise", n))}
 
-    def _index(self, n: int) -> int:
+    def index(self, n: int) -> int:
+        """Which shape sample n starts from."""
         epoch, place = divmod(n, len(self.store))
         if self._order[0] != epoch:
             order = numpy_rng(self.seed, "epoch", epoch).permutation(len(self.store))

@@ -2,6 +2,7 @@
 
 from polytok.layers.anchors import AnchorExchange
 from polytok.layers.attention import attend
+from polytok.layers.frozen import Frozen
 from polytok.layers.positions import PLANE_AXES, FourierEmbedding
 from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype, unit_gain
 
@@ -12,6 +13,7 @@ __all__ = [
     "CrossBlock",
     "FeedForward",
     "FourierEmbedding",
+    "Frozen",
     "attend",
     "compute_dtype",
     "unit_gain",

@@ -14,7 +14,9 @@ from polytok.core.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from polytok.core.contracts import Codes
+    from polytok.systems.prior import PriorCoder
     from polytok.systems.shape.codec import ShapeCodec
+    from polytok.systems.shape.generation import ShapeGenerator
     from polytok.training import FitResult
 
 StrPath = str | PathLike[str]
@@ -22,8 +24,8 @@ MAX_FILE = 1 << 16
 SHIPPED = Path(__file__).parent.parent / "weights"
 
 
-def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
-    """Load a tokenizer with its weights.
+def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec | ShapeGenerator:
+    """Load a tokenizer or a generator with its weights.
 
     Args:
         name: a weights tag (``vat-512b-small.shapes1``), a preset that has default weights, a
@@ -42,7 +44,35 @@ def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
     if info.system not in registry.SYSTEMS:
         raise UnknownNameError("system", info.system, registry.SYSTEMS)
     module = registry.SYSTEMS[info.system].load()
-    return module.load_codec(folder, info, name=label, device=device)
+    return module.load_model(folder, info, name=label, device=device)
+
+
+def load_codec(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
+    """Load a tokenizer.
+
+    Raises:
+        WeightsError: the name is that of another kind of system; see also :func:`load`.
+    """
+    from polytok.systems.shape.codec import ShapeCodec
+
+    model = load(name, device=device)
+    if not isinstance(model, ShapeCodec):
+        raise WeightsError(f"{str(name)!r} is a generator; a tokenizer is needed here")
+    return model
+
+
+def load_generator(name: StrPath, *, device: str = "cpu") -> ShapeGenerator:
+    """Load a generator with its tokenizer.
+
+    Raises:
+        WeightsError: the name is that of another kind of system; see also :func:`load`.
+    """
+    from polytok.systems.shape.generation import ShapeGenerator
+
+    model = load(name, device=device)
+    if not isinstance(model, ShapeGenerator):
+        raise WeightsError(f"{str(name)!r} is a tokenizer; a generator is needed here")
+    return model
 
 
 def _find(name: str) -> tuple[Path, str]:
@@ -84,16 +114,60 @@ def codec_for(data: bytes, model: StrPath | None = None) -> ShapeCodec:
     from polytok import bitstream
 
     if model is not None:
-        return load(model)
+        return load_codec(model)
     fingerprint = bitstream.read_header(data).weights
     for tag, weights in registry.WEIGHTS.items():
         if weights.fingerprint == fingerprint:
-            return load(tag)
+            return load_codec(tag)
     known = ", ".join(f"{t} ({w.fingerprint})" for t, w in registry.WEIGHTS.items()) or "none"
     raise WeightsError(
         f"the file was written by weights {fingerprint}, which are not known here (known: {known});"
         " name them with --model"
     )
+
+
+def prior_for(
+    data: bytes, prior: StrPath | None = None, text: str | None = None
+) -> PriorCoder | None:
+    """Load what coded the payload of a ``.ptk`` file; None if no prior did.
+
+    Args:
+        prior: name or folder of the generator, if no registry knows it. text: what the file was
+            coded with, if it was.
+
+    Raises:
+        WeightsError: the generator is not known here and none is given.
+    """
+    from polytok import bitstream
+
+    header = bitstream.read_header(data)
+    if header.prior is None:
+        return None
+    if prior is not None:
+        return load_generator(prior).prior(text)
+    for tag, weights in registry.WEIGHTS.items():
+        if weights.fingerprint == header.prior:
+            return load_generator(tag).prior(text)
+    raise WeightsError(
+        f"the file was coded with prior {header.prior}, which is not known here; name it with "
+        "--prior"
+    )
+
+
+def prior_of(
+    codec: ShapeCodec, prior: StrPath | None = None, text: str | None = None
+) -> PriorCoder:
+    """Load the entropy coder of a tokenizer: ``prior``, else the generator of its preset.
+
+    Raises:
+        WeightsError: there is none, or it belongs to other weights.
+    """
+    generator = load_generator(prior or f"{codec.name.split('.')[0]}-gen")
+    if generator.codec.weights != codec.weights:
+        raise WeightsError(
+            f"{generator.name} codes weights {generator.codec.weights}, not {codec.weights}"
+        )
+    return generator.prior(text)
 
 
 def pack(codes: Codes, model: StrPath | ShapeCodec = "vat-512b-small") -> list[bytes]:
@@ -103,7 +177,7 @@ def pack(codes: Codes, model: StrPath | ShapeCodec = "vat-512b-small") -> list[b
 
 def unpack(data: bytes, model: StrPath | None = None) -> Codes:
     """Turn the bytes of a ``.ptk`` file into codes."""
-    return codec_for(data, model).unpack(data)
+    return codec_for(data, model).unpack(data, prior=prior_for(data))
 
 
 def save(
@@ -125,7 +199,7 @@ def open(path: StrPath, model: StrPath | None = None) -> tuple[Codes, ShapeCodec
     """Read a ``.ptk`` file: its codes, and the codec that decodes them."""
     data = read_code(path)
     codec = codec_for(data, model)
-    return codec.unpack(data), codec
+    return codec.unpack(data, prior=prior_for(data)), codec
 
 
 def train(
@@ -162,6 +236,8 @@ def train(
         raise ConfigError(f"{run_dir} holds a run of another configuration; use another folder")
     hub.write_info(run_dir, training.model.config, system=system.name, preset=ready.preset)
     write_text(Path(run_dir) / "recipe.json", json.dumps(values, indent=2) + "\n")
+    if hasattr(training, "write_files"):
+        training.write_files(Path(run_dir))
     return fit(
         training.model,
         ready.plan(module.STAGES),
@@ -173,7 +249,7 @@ def train(
 
 
 def _codec(model: StrPath | ShapeCodec) -> ShapeCodec:
-    return load(model) if isinstance(model, (str, PathLike)) else model
+    return load_codec(model) if isinstance(model, (str, PathLike)) else model
 
 
 def _set(values: dict[str, Any], text: str) -> None:

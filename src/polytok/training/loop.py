@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polytok.core.config import to_dict
-from polytok.core.contracts import Batch, Stage, StepContext, StepOutput, Tokenizer
+from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError, PolytokError
 from polytok.core.seeding import derive, torch_rng
 from polytok.training import checkpoint
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MAX_BAD_STEPS = 20
-Validate = Callable[[Tokenizer], Mapping[str, float]]
+Validate = Callable[[Any], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class FitResult:
 
 
 def fit(
-    tokenizer: Tokenizer,
+    model: nn.Module,
     stages: Sequence[tuple[Stage, int]],
     source: SampleSource,
     config: TrainConfig,
@@ -56,21 +56,23 @@ def fit(
     *,
     validate: Validate | None = None,
 ) -> FitResult:
-    """Train a tokenizer, or continue the run whose checkpoints ``run_dir`` holds.
+    """Train a model, or continue the run whose checkpoints ``run_dir`` holds.
 
     Under ``torchrun`` every process calls this; results do not depend on their number beyond
     rounding. ``run_dir`` gets metrics.jsonl, tensorboard/, checkpoints/ (the newest two) and
-    model.safetensors (the averaged weights, as of the last checkpoint). At the end ``tokenizer``
+    model.safetensors (the averaged weights, as of the last checkpoint). At the end ``model``
     holds the averaged weights too, in eval mode.
 
     Args:
+        model: a tokenizer or generator: called with a batch and a ``StepContext`` it gives a
+            ``StepOutput``, whose ``bottleneck``, if any, goes to ``model.bottleneck.update``.
         stages: what to do, for how many samples each.
         source: numbered samples; their ``seed`` stays on the CPU.
         validate: called with the averaged weights in eval mode, by the first process alone;
             returns scores by name.
 
     Raises:
-        ConfigError: a stage or the configuration does not fit the tokenizer or the saved run.
+        ConfigError: a stage or the configuration does not fit the model or the saved run.
         PolytokError: the extra ``train`` is not installed, or the loss was not finite for 20
             steps in a row.
         WeightsError: a checkpoint is damaged or belongs to another model.
@@ -89,20 +91,20 @@ def fit(
             f"batch_size={config.batch_size} is not a multiple of the "
             f"{accelerator.num_processes} processes"
         )
-    run = _Run(accelerator, tokenizer, stages, source, config, Path(run_dir), validate)
+    run = _Run(accelerator, model, stages, source, config, Path(run_dir), validate)
     return run.run()
 
 
 class _Objective(nn.Module):
     """What is differentiated: the weighted loss. The rest of a step's output stays in ``out``."""
 
-    def __init__(self, tokenizer: Tokenizer, weights: Mapping[str, float]) -> None:
+    def __init__(self, model: nn.Module, weights: Mapping[str, float]) -> None:
         super().__init__()
-        self.tokenizer, self.weights = tokenizer, weights
+        self.model, self.weights = model, weights
         self.out: StepOutput | None = None
 
     def forward(self, batch: Batch, ctx: StepContext) -> Tensor:
-        self.out = self.tokenizer(batch, ctx)
+        self.out = self.model(batch, ctx)
         return weigh(self.out.losses, self.weights)
 
 
@@ -112,7 +114,7 @@ class _Run:
     def __init__(
         self,
         accelerator: Accelerator,
-        tokenizer: Tokenizer,
+        model: nn.Module,
         stages: Sequence[tuple[Stage, int]],
         source: SampleSource,
         config: TrainConfig,
@@ -122,11 +124,11 @@ class _Run:
         self.accelerator, self.config, self.source = accelerator, config, source
         self.folder, self.validate = folder, validate
         self.device = accelerator.device
-        self.tokenizer = tokenizer.to(self.device)
+        self.model: Any = model.to(self.device)
         self.plan = Plan.of(stages, config.batch_size)
-        self.parameters = own_parameters(tokenizer)
+        self.parameters = own_parameters(model)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(tokenizer, self.parameters, self.plan.stages, config.weight_decay),
+            parameter_groups(model, self.parameters, self.plan.stages, config.weight_decay),
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
@@ -137,11 +139,11 @@ class _Run:
         )
         self.means = Means()
         self.step, self.skipped, self.bad_steps, self.entered = 0, 0, 0, -1
-        self.objective = _Objective(self.tokenizer, {})
+        self.objective = _Objective(self.model, {})
         self.wrapped: nn.Module | None = None
         if config.compile:
             # The parts take tensors alone; a whole step, with its step number, would recompile.
-            for part in self.tokenizer.children():
+            for part in self.model.children():
                 part.compile()
 
     @property
@@ -170,7 +172,7 @@ class _Run:
             self._train(log, interrupt)
         if self.average is not None:
             self.average.copy_to_model()
-        self.tokenizer.eval()
+        self.model.eval()
         return FitResult(
             steps=self.step,
             samples=self.samples,
@@ -229,8 +231,8 @@ class _Run:
         if self.wrapped is not None and index == self.entered:
             return
         stage = self.plan.stages[index]
-        apply_stage(self.tokenizer, stage, self.parameters)
-        self.tokenizer.train()
+        apply_stage(self.model, stage, self.parameters)
+        self.model.train()
         if index != self.entered:
             self._start_stage(stage)
             log.say(f"stage {stage.name!r} starts at step {self.step:,}")
@@ -239,11 +241,11 @@ class _Run:
         # The hooks of the last stage's wrapper must be gone before the next one sets its own.
         self.wrapped = None
         self.accelerator.free_memory()
-        self.objective = _Objective(self.tokenizer, stage.weights)
+        self.objective = _Objective(self.model, stage.weights)
         self.wrapped = self.accelerator.prepare_model(self.objective)
 
     def _start_stage(self, stage: Stage) -> None:
-        start = getattr(self.tokenizer, "start_stage", None)
+        start = getattr(self.model, "start_stage", None)
         if start is None:
             return
         before = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -287,7 +289,7 @@ class _Run:
         out = self.objective.out
         assert out is not None
         if out.bottleneck is not None:
-            self.tokenizer.bottleneck.update(out.bottleneck)
+            self.model.bottleneck.update(out.bottleneck)
         if self.average is not None:
             self.average.update()
         self.means.add("", {"loss": loss, "grad_norm": norm, "lr": loss.new_full((), rate)})
@@ -352,10 +354,10 @@ class _Run:
         if self.validate is None:
             return
         if self.accelerator.is_main_process:
-            self.tokenizer.eval()
+            self.model.eval()
             with torch.no_grad(), self.average.swapped() if self.average else nullcontext():
-                scores = dict(self.validate(self.tokenizer))
-            self.tokenizer.train()
+                scores = dict(self.validate(self.model))
+            self.model.train()
             log.write({"step": self.step, "samples": self.samples, "val": scores})
         self.accelerator.wait_for_everyone()
         log.pause()
@@ -369,9 +371,9 @@ class _Run:
                 "average_updates": self.average.num_updates if self.average else 0,
                 "config": to_dict(self.config),
             }
-            tensors = checkpoint.pack_state(self.tokenizer, self.optimizer, self.average)
+            tensors = checkpoint.pack_state(self.model, self.optimizer, self.average)
             with self.average.swapped() if self.average else nullcontext():
-                checkpoint.save_weights(self.folder / "model.safetensors", self.tokenizer)
+                checkpoint.save_weights(self.folder / "model.safetensors", self.model)
             checkpoint.save_state(self.folder / "checkpoints", self.step, tensors, notes)
         self.accelerator.wait_for_everyone()
 
@@ -394,5 +396,5 @@ class _Run:
                 f"the run in {self.folder} has {notes['step']} steps already, more than the "
                 f"{self.plan.num_steps} asked for"
             )
-        checkpoint.unpack_state(tensors, notes, self.tokenizer, self.optimizer, self.average)
+        checkpoint.unpack_state(tensors, notes, self.model, self.optimizer, self.average)
         self.step, self.skipped, self.entered = notes["step"], notes["skipped"], notes["stage"]

@@ -278,6 +278,6 @@ def test_a_search_that_ends_empty_keeps_the_code_it_began_with(
         meta=first.meta,
     )
     monkeypatch.setattr(codec, "_search", lambda *_: searched)
-    monkeypatch.setattr(codec, "_is_empty", lambda codes: codes is searched)
+    monkeypatch.setattr(codec, "is_empty", lambda codes: codes is searched)
     kept = codec.encode(box(), effort=3)
     assert all(torch.equal(a, b) for a, b in zip(kept.indices, first.indices, strict=True))

@@ -111,13 +111,18 @@ class ShapeCodec:
         return field
 
     def pack(
-        self, codes: Codes, *, max_bytes: int | None = None, coder: str = "auto"
+        self,
+        codes: Codes,
+        *,
+        max_bytes: int | None = None,
+        coder: str = "auto",
+        prior: bitstream.SymbolModel | None = None,
     ) -> list[bytes]:
         """Turn codes into the bytes of one ``.ptk`` file each.
 
         Args:
             max_bytes: keep the most scales that fit. coder: ``auto`` (the smaller of range coded
-                and raw) or ``raw``.
+                and raw) or ``raw``. prior: codes a file where that makes it smaller still.
         """
         if coder not in ("auto", "raw"):
             raise PolytokError(f"coder={coder!r} is not one of auto, raw")
@@ -125,23 +130,37 @@ class ShapeCodec:
         files = []
         for item in range(len(codes)):
             data = bitstream.pack(
-                codes[item], self.spec, weights=self.weights, histograms=histograms
+                codes[item], self.spec, weights=self.weights, histograms=histograms, prior=prior
             )
             if max_bytes is not None:
-                data = self.truncate(data, max_bytes)
+                data = self.truncate(data, max_bytes, prior=prior)
             files.append(data)
         return files
 
-    def unpack(self, data: bytes, *, partial: bool = False) -> Codes:
-        """Turn the bytes of a ``.ptk`` file into codes."""
+    def unpack(
+        self, data: bytes, *, partial: bool = False, prior: bitstream.SymbolModel | None = None
+    ) -> Codes:
+        """Turn the bytes of a ``.ptk`` file into codes; ``prior`` coded it, if one did."""
         return bitstream.unpack(
-            data, self.spec, weights=self.weights, histograms=self.histograms, partial=partial
+            data,
+            self.spec,
+            weights=self.weights,
+            histograms=self.histograms,
+            prior=prior,
+            partial=partial,
         )
 
-    def truncate(self, data: bytes, max_bytes: int) -> bytes:
+    def truncate(
+        self, data: bytes, max_bytes: int, *, prior: bitstream.SymbolModel | None = None
+    ) -> bytes:
         """Return the largest valid prefix of a file that has at most ``max_bytes``."""
         return bitstream.truncate(
-            data, self.spec, max_bytes, weights=self.weights, histograms=self.histograms
+            data,
+            self.spec,
+            max_bytes,
+            weights=self.weights,
+            histograms=self.histograms,
+            prior=prior,
         )
 
     def _encode_one(self, signal: Signal, effort: int, seed: int) -> Codes:
@@ -153,14 +172,14 @@ class ShapeCodec:
         if effort:
             found = self._search(codes, batch, solid, effort, seed)
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
-            if not self._is_empty(found) or self._is_empty(codes):
+            if not self.is_empty(found) or self.is_empty(codes):
                 codes = found
         # A code may decode to nothing, as it does for some very thin shapes: search harder then.
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
-            if not self._is_empty(codes):
+            if not self.is_empty(codes):
                 return codes
             codes = self._search(codes, batch, solid, higher, seed)
-        if self._is_empty(codes):
+        if self.is_empty(codes):
             raise SignalError("the code of this shape decodes to an empty mesh at every effort")
         return codes
 
@@ -202,7 +221,8 @@ class ShapeCodec:
         )
         return replace(codes, indices=tuple(i.cpu() for i in result.indices))
 
-    def _is_empty(self, codes: Codes) -> bool:
+    def is_empty(self, codes: Codes) -> bool:
+        """Whether a code, a batch of one, decodes to nothing on a coarse grid."""
         axis = np.linspace(-1, 1, PROBE_RESOLUTION, dtype=np.float32)
         grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
         return not bool((self._evaluate(self.field(codes), grid) > 0).any())

@@ -25,13 +25,13 @@ __all__ = [
     "VAT",
     "VATConfig",
     "VariationalQuantizer",
-    "load_codec",
+    "load_model",
     "prepare_training",
     "preset",
 ]
 
 
-def load_codec(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ShapeCodec:
+def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ShapeCodec:
     """Build the model of a folder, fill it with its weights and join it with the mesh signal."""
     # The codec is built on this package, so it can only be imported once that is whole.
     from polytok.systems.shape.codec import ShapeCodec

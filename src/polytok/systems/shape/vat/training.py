@@ -80,16 +80,16 @@ def prepare_training(recipe: Recipe) -> VATTraining:
         raise ConfigError(f"set {', '.join(sorted(taken))} under [config], not under [sampling]")
     shared = {"num_points": config.num_points, "sharp_fraction": config.sharp_fraction}
     sampling = from_dict(ShapeSampling, {**recipe.sampling, **shared})
-    train = _prepared(recipe.data.train, recipe.data.prepared)
+    train = prepared_folder(recipe.data.train, recipe.data.prepared)
     source = ShapeSource(PreparedFolder(train), sampling, seed=recipe.train.seed)
     validate = None
     if recipe.data.val:
-        folder = PreparedFolder(_prepared(recipe.data.val, recipe.data.prepared))
+        folder = PreparedFolder(prepared_folder(recipe.data.val, recipe.data.prepared))
         validate = Validation(folder, shared, recipe.data.num_val)
     return VATTraining(model=model, source=source, validate=validate)
 
 
-def _prepared(source: str, root: str) -> Path:
+def prepared_folder(source: str, root: str) -> Path:
     """A prepared folder itself, or where the meshes of ``source`` are prepared."""
     path = Path(source)
     if path.is_dir() and next(path.rglob("*.safetensors"), None):

@@ -1,0 +1,88 @@
+"""A generator: net x head x process x guide x conditioner."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from polytok.core.contracts import Batch, Codes, StepContext, StepOutput
+from polytok.core.seeding import derive
+from polytok.generators.cond import Conditioner
+from polytok.generators.draws import Rng, Sampling
+from polytok.generators.guide import Guide
+from polytok.generators.head import DrawHook, Head
+from polytok.generators.loop import generate
+from polytok.generators.net import Net
+from polytok.generators.process import Known, Process
+
+
+class Generator(nn.Module):
+    """Draws codes, and learns to from batches of codes and conditions.
+
+    Training batches hold what the process takes (``ids``), what the conditioner takes, and seed
+    (B,) int64, from which the draws of each sample are made.
+
+    Args:
+        guide: used by ``generate`` unless another is given.
+        condition_dropout: probability that a training sample loses each of its conditions.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        head: Head,
+        process: Process,
+        guide: Guide,
+        conditioner: Conditioner,
+        *,
+        condition_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.net, self.head, self.conditioner = net, head, conditioner
+        self.process, self.guide = process, guide
+        self.condition_dropout = condition_dropout
+
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        """One training step: loss ``ce`` in nats per slot, and its parts as the process reports."""
+        seeds = [int(s) for s in batch["seed"]]
+        draws = [torch.Generator().manual_seed(derive(s, "process")) for s in seeds]
+        example = self.process.corrupt(batch, rng=draws)
+        rate = self.condition_dropout if self.training else 0.0
+        cond = self.conditioner.dropped(self.conditioner.encode(batch), seeds, rate)
+        losses = self.head.loss(self.net(example.query, cond), example.target)
+        mean = losses.mean()
+        if example.weight is not None:
+            mean = (losses * example.weight).sum() / example.weight.sum().clamp(min=1)
+        return StepOutput(
+            losses={"ce": mean},
+            metrics=self.process.report(losses.detach()),
+            output={"losses": losses},
+        )
+
+    def generate(
+        self,
+        prompt: Batch,
+        *,
+        count: int,
+        rng: Rng,
+        steps: int | None = None,
+        known: Known | None = None,
+        guide: Guide | None = None,
+        sampling: Sampling | None = None,
+        draw: DrawHook | None = None,
+    ) -> Codes:
+        """Draw ``count`` codes for a prompt of as many items; see :func:`generate`."""
+        return generate(
+            self.net,
+            self.head,
+            self.process,
+            guide or self.guide,
+            self.conditioner,
+            prompt,
+            count=count,
+            rng=rng,
+            steps=steps,
+            known=known,
+            sampling=sampling,
+            draw=draw,
+        )

@@ -1,0 +1,85 @@
+"""Heads: what the features of one slot parameterise, how it is drawn and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polytok.generators.draws import Rng, Sampling, categorical
+from polytok.generators.process import Draw, Step
+
+Combine = Callable[[Tensor], Tensor]
+
+
+class DrawHook(Protocol):
+    """Draws ids (B, n) in the sampler's stead, from log-probabilities (B, n, V)."""
+
+    def __call__(self, log_probs: Tensor, step: Step) -> Tensor: ...
+
+
+class Head(nn.Module):
+    """Contract. Branches are guided here, since some heads are generators themselves."""
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Negative log-likelihood in nats (B, n), or its stand-in, of targets."""
+        raise TypeError(f"{type(self).__name__} must define loss")
+
+    def sample(
+        self,
+        features: Tensor,
+        combine: Combine,
+        step: Step,
+        *,
+        rng: Rng,
+        sampling: Sampling,
+        draw: DrawHook | None = None,
+    ) -> Draw:
+        """Draw from features (R, B, n, W) of R branches that ``combine`` joins."""
+        raise TypeError(f"{type(self).__name__} must define sample")
+
+
+class CategoricalHead(Head):
+    """One of ``vocab`` ids per slot, from a linear map.
+
+    Args:
+        smoothing: of the labels in training.
+    """
+
+    def __init__(self, dim: int, vocab: int, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, vocab)
+        self.smoothing = smoothing
+        nn.init.trunc_normal_(self.proj.weight, std=0.02 * (3 * dim) ** -0.5)
+        nn.init.zeros_(self.proj.bias)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (..., V) in fp32 of features (..., W)."""
+        return self.proj(features).float()
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        smoothing = self.smoothing if self.training else 0.0
+        # Item by item, logits of a large vocabulary stay in the processor's cache.
+        losses = [
+            F.cross_entropy(self.logits(f), t, reduction="none", label_smoothing=smoothing)
+            for f, t in zip(features, target, strict=True)
+        ]
+        return torch.stack(losses)
+
+    def sample(
+        self,
+        features: Tensor,
+        combine: Combine,
+        step: Step,
+        *,
+        rng: Rng,
+        sampling: Sampling,
+        draw: DrawHook | None = None,
+    ) -> Draw:
+        logits = combine(self.logits(features))
+        log_probs = sampling.filter(logits).log_softmax(dim=-1)
+        ids = categorical(log_probs.exp(), rng) if draw is None else draw(log_probs, step)
+        return Draw(value=ids, confidence=log_probs.gather(-1, ids[..., None])[..., 0])

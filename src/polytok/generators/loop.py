@@ -1,0 +1,69 @@
+"""The one sampling loop. It knows no kind of generator."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from polytok.core.contracts import Batch, Codes
+from polytok.generators.cond import Cond, Conditioner
+from polytok.generators.draws import Rng, Sampling
+from polytok.generators.guide import Guide
+from polytok.generators.head import DrawHook, Head
+from polytok.generators.net import Net
+from polytok.generators.process import Known, Process, Query
+
+
+@torch.no_grad()
+def generate(
+    net: Net,
+    head: Head,
+    process: Process,
+    guide: Guide,
+    conditioner: Conditioner,
+    prompt: Batch,
+    *,
+    count: int,
+    rng: Rng,
+    steps: int | None = None,
+    known: Known | None = None,
+    sampling: Sampling | None = None,
+    draw: DrawHook | None = None,
+) -> Codes:
+    """Draw ``count`` codes. The net runs once per step; branches are rows of its batch.
+
+    Args:
+        prompt: conditions of the ``count`` items. known: ids that are given.
+        rng: of every draw; one per item makes items independent of their neighbours.
+        draw: draws ids in the sampler's stead, such as an entropy coder.
+    """
+    plan = process.plan(steps)
+    names = guide.branches(plan)
+    features = conditioner.encode(prompt)
+    cond = Cond.cat([conditioner.branch(features, name, count) for name in names])
+    state = process.start(count, cond.vector.device, rng=rng, known=known)
+    cache = net.new_cache(len(names) * count, process.capacity, cond)
+    for step in plan:
+        query = _repeated(process.query(state, step), len(names))
+        hidden = net(query, cond, cache=cache).unflatten(0, (len(names), count))
+        out = head.sample(
+            hidden,
+            partial(guide.combine, names=names, step=step),
+            step,
+            rng=rng,
+            sampling=sampling or Sampling(),
+            draw=draw,
+        )
+        state = process.advance(state, step, out, rng=rng)
+    return process.finish(state)
+
+
+def _repeated(query: Query, times: int) -> Query:
+    """The same query for every branch."""
+    if times == 1:
+        return query
+    inp, tau = (
+        None if t is None else t.repeat(times, *[1] * (t.ndim - 1)) for t in (query.inp, query.tau)
+    )
+    return Query(index=query.index, inp=inp, mask=query.mask, tau=tau)

@@ -1,0 +1,208 @@
+"""Images: read any common file, and frame the object of a picture for an encoder."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from polytok.core.errors import ConfigError, SignalError, one_line
+
+# No EPS, PSD and the like: their decoders run other programs or guess at damaged files.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What ``read`` knows, by Pillow's names."""
+
+MAX_PIXELS = 100_000_000
+WORKING_SIDE = 4096
+VISIBLE_ALPHA = 13
+TOLERANCE = 16
+BORDER_SHARE = 0.95
+
+
+def read(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as 8-bit ``RGB``, or ``RGBA`` where it has transparency.
+
+    EXIF orientation is applied; of an animation the first frame is read. The format is told by
+    content, not by extension.
+
+    Raises:
+        SignalError: the file is missing, damaged, not an image of a known format, of more than
+            100 megapixels, or a float image with values that are not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise SignalError(f"{path}: is a folder, not an image file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large files and damaged tags; what matters here raises.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_known()) as image:
+                return plain(image)
+    except SignalError as error:
+        raise SignalError(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        reason = f"more than {MAX_PIXELS // 10**6} megapixels"
+        raise SignalError(f"{path}: {reason}") from error
+    except UnidentifiedImageError as error:
+        known = " ".join(FORMATS).lower()
+        raise SignalError(f"{path}: not a readable image (known: {known})") from error
+    except OSError as error:
+        raise SignalError(f"{path}: {error.strerror or one_line(error, 120)}") from error
+    except Exception as error:
+        # Decoders fail in many ways on damaged files; the user needs to know which file it was.
+        raise SignalError(f"{path}: not a readable image ({one_line(error, 120)})") from error
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """Turn an image of any mode upright and into 8-bit ``RGB``, or ``RGBA`` if it has alpha.
+
+    Whole numbers of more than 8 bits count as 0..65535. Float images count as 0..1 if nothing in
+    them is above 1, else as 0..255; values outside are clipped.
+
+    Raises:
+        SignalError: no pixel, more than 100 megapixels, truncated, or values that are not finite.
+    """
+    width, height = image.size
+    if not width or not height:
+        raise SignalError(f"the image is {width} x {height}, without a pixel")
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 10**6
+        raise SignalError(f"the image is {width} x {height}, more than {limit} megapixels")
+    try:
+        image.load()
+    except Exception as error:
+        raise SignalError(f"not a readable image ({one_line(error, 120)})") from error
+    image = _upright(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _grey(np.asarray(image) / 257.0)
+    elif image.mode == "F":
+        values = np.asarray(image)
+        if not np.isfinite(values).all():
+            raise SignalError("a pixel is not a finite number")
+        image = _grey(values * 255.0 if values.max() <= 1 else values)
+    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    # One colour, or the palette's entries, can be declared transparent beside the pixels.
+    has_alpha |= image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def framed(
+    image: Image.Image,
+    size: int,
+    *,
+    background: Sequence[int] = (255, 255, 255),
+    fill: float = 0.85,
+) -> NDArray[np.float32]:
+    """Centre the object of an image in a square (3, size, size) with values in [0, 1].
+
+    With transparency, the image is cropped to what is visible (alpha of at least 13 of 255), its
+    longest side takes ``fill`` of the frame, and ``background`` shows through.
+
+    Without it, the outermost pixels decide. If at least 95% of them are within 16 of 255, in
+    every channel, of their median colour, that colour is a backdrop: the region of it that is
+    connected to the border becomes transparent, and the rest is framed as above. Else, or if
+    nothing but backdrop is there, the centre square of the image is used as it is.
+
+    Args:
+        image: of any mode. Above 4096 pixels a side it is reduced first.
+        size: pixels per side. background: (red, green, blue) in 0..255. fill: in (0, 1].
+
+    Raises:
+        SignalError: the image is wholly transparent, or one that :func:`plain` refuses.
+        ConfigError: a setting is out of range.
+    """
+    if size < 1:
+        raise ConfigError(f"size={size} is not positive")
+    if not 0 < fill <= 1:
+        raise ConfigError(f"fill={fill} is not within (0, 1]")
+    if len(background) != 3 or not all(0 <= c <= 255 for c in background):
+        raise ConfigError(f"background={tuple(background)} is not three values in 0..255")
+    image = plain(image)
+    if (factor := -(-max(image.size) // WORKING_SIDE)) > 1:
+        image = image.reduce(factor)
+    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] == 255:
+        image = image.convert("RGB")
+    if image.mode == "RGB":
+        cut = _without_backdrop(image)
+        if cut is None:
+            square = min(image.size)
+            left, top = (image.width - square) // 2, (image.height - square) // 2
+            box = (left, top, left + square, top + square)
+            shown = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+            return _channels_first(np.asarray(shown, np.float32))
+        image = cut
+    return _composed(image, size, np.asarray(background, np.float32), fill)
+
+
+def _known() -> list[str]:
+    Image.init()
+    # Builds of Pillow differ in what they can decode.
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Damaged tags say nothing about how the picture lies, and the picture itself is whole.
+        return image
+
+
+def _grey(values: NDArray[np.floating]) -> Image.Image:
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def _without_backdrop(image: Image.Image) -> Image.Image | None:
+    """Make the one-coloured surroundings transparent; None if there are none, or nothing else."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    colour = np.median(border, axis=0).astype(np.int16)
+    if (np.abs(border - colour).max(1) <= TOLERANCE).mean() < BORDER_SHARE:
+        return None
+    labels, count = ndimage.label(np.abs(pixels - colour).max(2) <= TOLERANCE)
+    is_outside = np.zeros(count + 1, bool)
+    is_outside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+    is_outside[0] = False
+    inside = ~is_outside[labels]
+    if not inside.any():
+        return None
+    cut = image.copy()
+    cut.putalpha(Image.fromarray(inside.astype(np.uint8) * 255))
+    return cut
+
+
+def _composed(
+    image: Image.Image, size: int, background: NDArray[np.float32], fill: float
+) -> NDArray[np.float32]:
+    """Crop to what is visible, fit it into the frame, and lay it over the background."""
+    alpha = image.getchannel("A")
+    box = alpha.point([255 * (a >= VISIBLE_ALPHA) for a in range(256)]).getbbox()
+    if box is None:
+        raise SignalError(
+            f"nothing is visible: the largest alpha is {alpha.getextrema()[1]} of 255"
+        )
+    sides = box[2] - box[0], box[3] - box[1]
+    scale = fill * size / max(sides)
+    width, height = (max(1, round(side * scale)) for side in sides)
+    # Pillow weighs colours by alpha when it resizes, so hidden colours do not bleed in. Given the
+    # box there, it would also look at pixels around it.
+    small = image.crop(box).resize((width, height), Image.Resampling.BICUBIC)
+    values = np.asarray(small, np.float32)
+    opacity = values[..., 3:] / 255
+    left, top = (size - width) // 2, (size - height) // 2
+    frame = np.broadcast_to(background, (size, size, 3)).copy()
+    part = frame[top : top + height, left : left + width]
+    part += opacity * (values[..., :3] - part)
+    return _channels_first(frame)
+
+
+def _channels_first(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values.transpose(2, 0, 1) / np.float32(255))

@@ -1,0 +1,1 @@
+"""Bases that other systems stand on."""

@@ -1,0 +1,226 @@
+"""How VAT's generator is trained: codes and captions of shapes, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from polytok.core.config import from_dict, override
+from polytok.core.contracts import StepContext
+from polytok.core.errors import ConfigError
+from polytok.core.seeding import derive, numpy_rng
+from polytok.data.codes import CodeFolder, CodeIndex, missing_passes, write_index, write_pass
+from polytok.data.prepared import PreparedFolder
+from polytok.data.shapes import ShapeSampling, ShapeSource
+from polytok.networks.pretrained import SmallTextTower, TextTokenizer, Tower
+from polytok.systems.shape.vat.config import VATConfig
+from polytok.systems.shape.vat.generator import VATGenerator, preset
+from polytok.systems.shape.vat.model import VAT
+from polytok.systems.shape.vat.training import prepared_folder
+from polytok.training import Recipe
+
+if TYPE_CHECKING:
+    from polytok.systems.shape.codec import ShapeCodec
+
+NO_CAPTION = "random object"
+VAL_SEED = 1_000_003
+VAL_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSampling:
+    """What a generator's training sample is drawn from.
+
+    Args:
+        aligned, distorted: passes over the shapes whose codes agree with pictures (every second
+            mirrored), and passes of stretched and mirrored shapes, which have none.
+        stretch: of distorted passes.
+    """
+
+    aligned: int = 4
+    distorted: int = 4
+    stretch: float = 0.25
+
+
+class CodeSource:
+    """Sample number n -> ids and text, a pure function of (seed, n).
+
+    Each epoch visits every shape once, in an order of its own; an epoch's pass is drawn per shape.
+    """
+
+    def __init__(
+        self,
+        codes: CodeFolder,
+        *,
+        text: Tower | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.codes, self.seed = codes, seed
+        index = codes.index
+        self.text = {} if text is None else text.prepare(index.captions)
+        self.is_named = [c not in ("", NO_CAPTION) for c in index.captions]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def sample(self, n: int) -> dict[str, Tensor]:
+        """Draw sample n: ids (L,), seed (), and with a text tower text, text_mask, has_text."""
+        epoch, place = divmod(n, len(self))
+        shape = int(numpy_rng(self.seed, "epoch", epoch).permutation(len(self))[place])
+        rng = numpy_rng(self.seed, "sample", n)
+        return self.draw(shape, int(rng.integers(self.codes.passes)), n)
+
+    def draw(self, shape: int, number: int, n: int) -> dict[str, Tensor]:
+        """A sample of one shape and one pass."""
+        out = {
+            "ids": self.codes.ids[number, shape].long(),
+            "seed": torch.tensor(derive(self.seed, "noise", n)),
+        }
+        if self.text:
+            out |= {key: rows[shape] for key, rows in self.text.items()}
+            out["has_text"] = torch.tensor(self.is_named[shape])
+        return out
+
+
+@torch.no_grad()
+def encode_shapes(
+    model: VAT, store: PreparedFolder, out: Path, sampling: CodeSampling, *, weights: str, seed: int
+) -> CodeFolder:
+    """Encode prepared shapes in several passes; those that are there already are kept."""
+    aligned = tuple("mirrored" if a % 2 else "same" for a in range(sampling.aligned))
+    aligned += ("none",) * sampling.distorted
+    for number in missing_passes(out, len(aligned)):
+        write_pass(out, number, _encode_pass(model, store, aligned[number], sampling, seed, number))
+    index = CodeIndex(
+        weights=weights,
+        slots=model.config.slots,
+        names=tuple(store.names),
+        captions=tuple(str(r.get("caption", "")) for r in store.records),
+        aligned=aligned,
+    )
+    write_index(out, index)
+    return CodeFolder(out)
+
+
+def _encode_pass(
+    model: VAT,
+    store: PreparedFolder,
+    aligned: str,
+    sampling: CodeSampling,
+    seed: int,
+    number: int,
+) -> Tensor:
+    config: VATConfig = model.config
+    is_free = aligned == "none"
+    varied = ShapeSampling(
+        num_points=config.num_points,
+        sharp_fraction=config.sharp_fraction,
+        num_volume=1,
+        num_near=1,
+        rotate=False,
+        mirror=is_free,
+        stretch=sampling.stretch if is_free else 0.0,
+        mix=0.0,
+    )
+    source = ShapeSource(store, varied, seed=derive(seed, "pass", number))
+    device = next(model.parameters()).device
+    ids = torch.empty(len(store), sum(config.slots), dtype=torch.int32)
+    flip = torch.tensor([-1.0 if aligned == "mirrored" else 1.0, 1.0, 1.0])
+    for start in range(0, len(store), VAL_BATCH):
+        numbers = range(start, min(start + VAL_BATCH, len(store)))
+        samples = [source.sample(n) for n in numbers]
+        batch = {
+            k: (torch.stack([s[k] for s in samples]) * flip).to(device)
+            for k in ("points", "normals")
+        }
+        found = torch.cat(model.encode(batch).indices, dim=1).cpu()
+        ids[[source.index(n) for n in numbers]] = found.to(torch.int32)
+    return ids
+
+
+class GeneratorValidation:
+    """Cross-entropy in nats per slot on unseen codes: unconditional, and with each condition."""
+
+    def __init__(self, source: CodeSource, count: int) -> None:
+        rows = [source.draw(shape, 0, shape) for shape in range(min(count, len(source)))]
+        self.batches = [
+            {k: torch.stack([r[k] for r in part]) for k in part[0]}
+            for part in (rows[i : i + VAL_BATCH] for i in range(0, len(rows), VAL_BATCH))
+        ]
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, VATGenerator)
+        device = next(model.parameters()).device
+        names = {"ce": ()} | {f"ce_{m}": (m,) for m in model.conditioner.modalities}
+        out = {}
+        for name, kept in names.items():
+            losses = []
+            for batch in self.batches:
+                keys = {"ids", "seed", *(k for m in kept for k in (m, f"{m}_mask", f"has_{m}"))}
+                part = {
+                    k: v if k == "seed" else v.to(device) for k, v in batch.items() if k in keys
+                }
+                losses.append(model(part, StepContext()).output["losses"].float().cpu())
+            mean = torch.cat(losses).mean(0)
+            out[name] = float(mean.mean())
+            if not kept:
+                spans = model.process.spans
+                out |= {f"ce_scale_{k + 1}": float(mean[s].mean()) for k, s in enumerate(spans)}
+        return out
+
+
+@dataclass
+class VATGeneratorTraining:
+    """A run that is ready to start: what :func:`polytok.training.fit` takes."""
+
+    model: VATGenerator
+    source: CodeSource
+    validate: Callable[[nn.Module], Mapping[str, float]] | None
+
+
+def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
+    """Build the model and sources of a recipe; prepares, encodes and renders what is missing.
+
+    Raises:
+        WeightsError: the tokenizer has no weights. ConfigError: it has others than the recipe says.
+    """
+    from polytok.systems import api
+
+    config = override(preset(recipe.preset), **recipe.config)
+    sampling = from_dict(CodeSampling, recipe.sampling)
+    codec = api.load_codec(config.tokenizer)
+    if config.tokenizer_weights not in ("", codec.weights):
+        raise ConfigError(
+            f"tokenizer_weights={config.tokenizer_weights}, but {config.tokenizer!r} has "
+            f"{codec.weights}"
+        )
+    config = replace(config, tokenizer_weights=codec.weights)
+    torch.manual_seed(recipe.train.seed)
+    model = VATGenerator(config, codec.model.bottleneck.quantizer)
+    codes = _data(recipe.data.train, recipe, codec, sampling)
+    if config.text is not None:
+        captions = [c for c in codes.index.captions if c != NO_CAPTION]
+        tower = model.tower("text")
+        assert isinstance(tower, SmallTextTower)
+        tower.tokenizer = TextTokenizer.train(captions, config.text.vocab_size)
+    source = CodeSource(codes, text=model.tower("text"), seed=recipe.train.seed)
+    validate = None
+    if recipe.data.val:
+        plain = replace(sampling, aligned=1, distorted=0)
+        codes = _data(recipe.data.val, recipe, codec, plain)
+        held_out = CodeSource(codes, text=model.tower("text"), seed=VAL_SEED)
+        validate = GeneratorValidation(held_out, recipe.data.num_val)
+    return VATGeneratorTraining(model=model, source=source, validate=validate)
+
+
+def _data(where: str, recipe: Recipe, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:
+    """Codes of the shapes of a folder or zip, made beside its prepared samples."""
+    folder = prepared_folder(where, recipe.data.prepared)
+    out = folder.with_name(f"{folder.name}-codes-{codec.weights}")
+    store = PreparedFolder(folder)
+    return encode_shapes(codec.model, store, out, sampling, weights=codec.weights, seed=0)
