@@ -34,7 +34,7 @@ def test_arms_differ_from_each_other_in_what_they_name(ablations: ModuleType) ->
     assert weights["vvq_kl3e-1"] == [0.0, 0.3, 0.3, 0.3]
     assert weights["no_vvq"] == weights["vvq"] == [s.weights["kl"] for s in ablations.STAGES]
     without = {n for n, c in configs.items() if not c.is_compressed}
-    assert without == {"no_compression", "cross_no_compression"}
+    assert without == {"no_compression", "cross_no_compression", "rich_no_compression"}
     for name, config in configs.items():
         quiet = name == "no_vvq" or "_quiet" in name
         assert config.is_variational is not quiet, name
