@@ -112,13 +112,8 @@ def train_size(
         "last_nats": curve[-1][1],
         "bits": best[1] / math.log(2),
         "curve": curve,
-        "scales": [round(last[f"ce_scale_{k + 1}"], 3) for k in range(len(config_slots(train)))],
+        "scales": [round(last[f"ce_scale_{k + 1}"], 3) for k in range(len(train.index.slots))],
     }
-
-
-def config_slots(codes: CodeFolder) -> tuple[int, ...]:
-    """Tokens per scale."""
-    return codes.index.slots
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -138,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         if size not in SIZES:
             raise UnknownNameError("size", size, SIZES)
     train, val = CodeFolder(args.train), CodeFolder(args.val)
+    codec = api.load_codec(args.tokenizer)
     about = {
         "about": "unconditional VAT generators; cross-entropy in nats per token on the codes of "
         "val at effort 0; averaged weights; best over the curve",
@@ -147,10 +143,9 @@ def main(argv: list[str] | None = None) -> None:
         "samples": args.samples,
         "static_per_scale_nats": unigram(train, val, per_slot=False),
         "static_per_slot_nats": unigram(train, val, per_slot=True),
-        "raw_nats": math.log(4096),
+        "raw_nats": math.log(codec.spec.levels[0].vocab),
     }
     results = Results("generator_sizes", about, folder=args.out, keys=("size", "seed", "name"))
-    codec = api.load_codec(args.tokenizer)
     for seed in seeds:
         for size in sizes:
             if f"{size}-{seed}" in results.done():

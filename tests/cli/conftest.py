@@ -1,4 +1,4 @@
-"""A tiny model with random weights, and a mesh."""
+"""A tiny model and generator with random weights, and a mesh."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import torch
 import trimesh
 
 from polytok.core import hub
+from polytok.core.config import override
+from polytok.systems import api
 from polytok.systems.shape.vat import VAT, preset
+from polytok.systems.shape.vat.generator import VATGenerator
+from polytok.systems.shape.vat.generator import preset as generator_preset
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +27,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 layer.bias.zero_()
     folder = tmp_path_factory.mktemp("model")
     hub.save_pretrained(tokenizer, tokenizer.config, folder, system="vat", preset="vat-512b-tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a generator of text and image over the codes of ``model``."""
+    torch.manual_seed(2)
+    codec = api.load_codec(model)
+    config = override(
+        generator_preset("vat-512b-tiny-gen"), tokenizer=str(model), tokenizer_weights=codec.weights
+    )
+    made = VATGenerator(config, codec.model.bottleneck.quantizer)
+    with torch.no_grad():
+        made.head.proj.weight.normal_(std=1.0)
+    folder = tmp_path_factory.mktemp("generator")
+    hub.save_pretrained(made, config, folder, system="vat-gen", preset="vat-512b-tiny-gen")
     return folder
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from contracts.cases import SMALL_PRESETS, build_preset
 from polytok.bottlenecks import RESAMPLERS, GaussianBottleneck, MultiScaleVQ
 from polytok.core.contracts import StepContext
+from polytok.generators import AdaptiveTransformer, Cond, QuarterQK, Query, UnitQK
 from polytok.layers import AnchorExchange, Block, CrossBlock, FeedForward, FourierEmbedding
 from polytok.losses import overlap_loss, signed_distance_loss, soft_occupancy_loss
 from polytok.networks.decoders import TriplaneDecoder
@@ -100,7 +101,26 @@ def stepped(preset: str) -> list[Tensor]:
     return [*(losses[name] for name in sorted(losses)), field(batch["queries"])]
 
 
+def walked(modulation: str, qk: type[nn.Module]) -> list[Tensor]:
+    net = filled(
+        AdaptiveTransformer(
+            dim=8,
+            depth=2,
+            num_heads=2,
+            levels=[0, 1, 1],
+            num_start=1,
+            embed=nn.Linear(3, 8),
+            qk=qk,
+            modulation=modulation,
+        )
+    )
+    cond = Cond(vector=wave(2, 8), tokens=wave(2, 2, 8), mask=torch.ones(2, 2, dtype=torch.bool))
+    return [net(Query(inp=wave(2, 2, 3), index=torch.arange(3)), cond)]
+
+
 COMPONENTS: dict[str, Callable[[], list[Tensor]]] = {
+    "generators.AdaptiveTransformer(block, UnitQK)": lambda: walked("block", UnitQK),
+    "generators.AdaptiveTransformer(shared, QuarterQK)": lambda: walked("shared", QuarterQK),
     "layers.FourierEmbedding": lambda: [FourierEmbedding(4)(wave(5, 3))],
     "layers.AnchorExchange": lambda: (
         (exchange := filled(AnchorExchange(8, 4, 2)))

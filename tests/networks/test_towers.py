@@ -650,8 +650,8 @@ SmallImageTower()({"image": torch.zeros(1, 3, 64, 64)})
 ids = torch.zeros(1, 4, dtype=torch.int64)
 SmallTextTower()({"text": ids, "text_mask": ids == 0})
 for make, extra in (
-    (TextTokenizer, "polytok[text]"),
-    (lambda: SmallTextTower().prepare(["a"]), "polytok[text]"),
+    (TextTokenizer, "pip install tokenizers"),
+    (lambda: SmallTextTower().prepare(["a"]), "pip install tokenizers"),
     (lambda: HFTextTower("a/b"), "polytok[hf]"),
     (lambda: HFImageTower("a/b"), "polytok[hf]"),
 ):

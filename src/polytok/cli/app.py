@@ -37,11 +37,11 @@ PriorText = Annotated[
     str | None, typer.Option("--text", help="Text of a prior-coded file; the file holds none.")
 ]
 Image = Annotated[Path | None, typer.Option(help="A picture of what is wanted.")]
-Strength = Annotated[float, typer.Option(help="Guidance at the last scale; 0 for none.", min=0.0)]
-Blend = Annotated[float, typer.Option(help="Share of the image beside a text.", min=0.0, max=1.0)]
+Strength = Annotated[float, typer.Option(help="Guidance at the last scale; 0 for none.")]
+Blend = Annotated[float, typer.Option(help="Share of the image beside a text.")]
 Temperature = Annotated[float, typer.Option(help="Below 1 plays safe.")]
-TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from all.", min=0)]
-TopP = Annotated[float, typer.Option(help="Draw from this mass; 0 from all.", min=0.0, max=1.0)]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from all.")]
+TopP = Annotated[float, typer.Option(help="Draw from this mass; 0 from all.")]
 Count = Annotated[int, typer.Option("-n", "--count", help="How many.")]
 MeshFormat = Annotated[
     str, typer.Option("--format", help="Extension, when the output is a folder.")
@@ -78,9 +78,9 @@ def encode(
     batch = Batch.of(inputs, output, ".ptk", force=force)
     batch.check_targets((".ptk",))
     codec = api.load_codec(model, device=show.ready(device, threads))
+    if coder != "prior" and (prior, text) != (None, None):
+        raise PolytokError("--prior and --text belong to --coder prior")
     symbols = api.prior_of(codec, prior, text) if coder == "prior" else None
-    if text is not None and symbols is None:
-        raise PolytokError("--text belongs to --coder prior")
     static = "auto" if symbols else coder
 
     def work(source: Path, target: Path) -> dict[str, Any]:
@@ -97,13 +97,11 @@ def encode(
 def decode(
     inputs: Annotated[list[str], typer.Argument(help=".ptk files, globs or folders.")],
     output: Output,
-    resolution: Annotated[int, typer.Option("--res", help="Grid cells a side.")] = 128,
+    resolution: Resolution = 128,
     levels: Annotated[int | None, typer.Option(help="Decode only the first scales.", min=1)] = None,
     faces: Annotated[int | None, typer.Option(help="Decimate to at most so many.", min=4)] = None,
     partial: Annotated[bool, typer.Option(help="Accept a file that was cut.")] = False,
-    format_: Annotated[
-        str, typer.Option("--format", help="Extension, when the output is a folder.")
-    ] = "glb",
+    format_: MeshFormat = "glb",
     model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
     prior: Prior = None,
     text: PriorText = None,
@@ -120,7 +118,9 @@ def decode(
     batch = Batch.of(inputs, output, f".{format_.lstrip('.')}", force=force, known=(".ptk",))
     batch.check_targets(meshes.WRITABLE)
     show.ready("cpu", threads)
-    codecs: dict[str, Any] = {}  # by fingerprint: a folder of codes loads its weights once
+    # By fingerprint: a folder of codes loads its weights once.
+    codecs: dict[str, Any] = {}
+    priors: dict[str | None, Any] = {None: None}
 
     def work(source: Path, target: Path) -> dict[str, Any]:
         data = api.read_code(source)
@@ -128,8 +128,9 @@ def decode(
         if header.weights not in codecs:
             codecs[header.weights] = api.codec_for(data, model)
         codec = codecs[header.weights]
-        symbols = api.prior_for(data, prior, text)
-        codes = codec.unpack(data, partial=partial, prior=symbols)
+        if header.prior not in priors:
+            priors[header.prior] = api.prior_for(data, prior, text)
+        codes = codec.unpack(data, partial=partial, prior=priors[header.prior])
         if partial and not header.is_intact:
             show.note(f"{source}: cut or damaged; decoding its {len(codes.indices)} whole scales")
         mesh = codec.decode(codes, resolution=resolution, levels=levels, faces=faces)[0]
@@ -224,26 +225,16 @@ def generate(
     from polytok.systems import api
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    generation.check_count(count)
     stem = generation.stem_of(text, image)
-    paths = generation.targets(output, stem, count, format_.lstrip("."), force=force)
+    to = generation.Destination.of(output, stem, count, format_.lstrip("."), force=force)
     generator = api.load_generator(model, device=show.ready(device, threads))
-    if text is not None and generator.is_cut(text):
-        show.note("the text is longer than the model reads; its end is left out")
+    generation.note_cut(generator, text)
     parts = generator.stream(
         text, image, count=count, seed=seed, cfg=cfg, blend=blend, sampling=sampling
     )
-    rows = generation.write_all(
-        generator,
-        parts,
-        paths,
-        output / f"{stem}.png" if count > 1 else None,
-        resolution=resolution,
-        force=force,
-        as_json=as_json,
+    generation.write_all(
+        generator.codec, parts, to, resolution=resolution, force=force, as_json=as_json
     )
-    if as_json:
-        print(json.dumps({"results": rows}))
 
 
 @app.command()
@@ -263,6 +254,7 @@ def complete(
     top_p: TopP = 0.0,
     resolution: Resolution = 128,
     format_: MeshFormat = "glb",
+    device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -273,35 +265,24 @@ def complete(
     from polytok.systems import api
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    generation.check_count(count)
-    data = api.read_code(path)
-    stem = f"{path.stem}-from-{from_scale}"
-    paths = generation.targets(output, stem, count, format_.lstrip("."), force=force)
-    show.ready("cpu", threads)
-    generator = api.load_generator(model)
+    data, stem = api.read_code(path), f"{path.stem}-from-{from_scale}"
+    to = generation.Destination.of(output, stem, count, format_.lstrip("."), force=force)
+    generator = api.load_generator(model, device=show.ready(device, threads))
+    generation.note_cut(generator, text)
     codes = generator.codec.unpack(data, prior=api.prior_for(data))
-    done = generator.complete(
-        codes,
-        from_scale,
-        text=text,
-        image=image,
+    parts = generator.stream(
+        text,
+        image,
         count=count,
         seed=seed,
         cfg=cfg,
         blend=blend,
         sampling=sampling,
+        kept=generator.coarse(codes, from_scale),
     )
-    rows = generation.write_all(
-        generator,
-        iter([done]),
-        paths,
-        output / f"{stem}.png" if count > 1 else None,
-        resolution=resolution,
-        force=force,
-        as_json=as_json,
+    generation.write_all(
+        generator.codec, parts, to, resolution=resolution, force=force, as_json=as_json
     )
-    if as_json:
-        print(json.dumps({"results": rows}))
 
 
 @app.command()
@@ -357,7 +338,7 @@ def evaluate(
     effort: Effort = 0,
     every: Annotated[int, typer.Option(help="Only every n-th shape.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="At most so many shapes.", min=1)] = None,
-    resolution: Annotated[int, typer.Option("--res", help="Grid cells a side.")] = 128,
+    resolution: Resolution = 128,
     prefixes: Annotated[bool, typer.Option(help="Score every prefix of scales too.")] = False,
     seed: Seed = 0,
     threads: Threads = None,

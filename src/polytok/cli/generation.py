@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,49 +19,52 @@ if TYPE_CHECKING:
     import trimesh
 
     from polytok.core.contracts import Codes
+    from polytok.systems.shape.codec import ShapeCodec
     from polytok.systems.shape.generation import ShapeGenerator
 
 Row = dict[str, Any]
-MAX_COUNT = 10_000
 SHEET_MOST = 64
 SHEET_PIXELS = 224
 SHEET_COLUMNS = 8
 
 
-def targets(output: Path, stem: str, count: int, suffix: str, *, force: bool) -> list[Path]:
-    """Where the meshes of ``count`` items go: a file for one, else files in a folder.
+@dataclass(frozen=True)
+class Destination:
+    """Where shapes go: ``paths`` of the meshes, and the contact sheet of more than one."""
 
-    Raises:
-        PolytokError: a result exists and ``force`` is false, or the format is unknown.
-    """
-    from polytok.signals import mesh as meshes
+    paths: tuple[Path, ...]
+    sheet: Path | None
 
-    if output.suffix and not output.is_dir():
-        if count > 1:
-            raise PolytokError(f"{output} is one file, but {count} shapes are asked for")
-        found = [output]
-    else:
-        found = [output / f"{stem}-{i:0{len(str(count - 1))}d}.{suffix}" for i in range(count)]
-    if found[0].suffix.lower() not in meshes.WRITABLE:
-        raise PolytokError(
-            f"{found[0]} has extension {found[0].suffix or 'none'!r}; known: "
-            f"{', '.join(meshes.WRITABLE)}"
-        )
-    sheet = [output / f"{stem}.png"] if count > 1 else []
-    for path in [p for f in found for p in (f, f.with_suffix(".ptk"))] + sheet:
-        if path.exists() and not force:
-            raise PolytokError(f"{path} exists already; use --force to replace it")
-    return found
+    @staticmethod
+    def of(output: Path, stem: str, count: int, suffix: str, *, force: bool) -> Destination:
+        """A file for one shape, else files in a folder; checked before anything is drawn.
 
+        Raises:
+            PolytokError: the count is out of range, the format is unknown, or a result exists and
+                ``force`` is false.
+        """
+        from polytok.signals import mesh as meshes
+        from polytok.systems.shape.generation import check_count
 
-def check_count(count: int) -> None:
-    """Refuse a number of shapes before anything is loaded.
-
-    Raises:
-        PolytokError: it is not within 1..10,000.
-    """
-    if not 1 <= count <= MAX_COUNT:
-        raise PolytokError(f"-n {count} is not within 1..{MAX_COUNT}")
+        check_count(count)
+        if output.suffix and not output.is_dir():
+            if count > 1:
+                raise PolytokError(f"{output} is one file, but {count} shapes are asked for")
+            paths = [output]
+        else:
+            digits = len(str(count - 1))
+            paths = [output / f"{stem}-{i:0{digits}d}.{suffix}" for i in range(count)]
+        if paths[0].suffix.lower() not in meshes.WRITABLE:
+            raise PolytokError(
+                f"{paths[0]} has extension {paths[0].suffix or 'none'!r}; known: "
+                f"{', '.join(meshes.WRITABLE)}"
+            )
+        sheet = output / f"{stem}.png" if count > 1 else None
+        results = [p for path in paths for p in (path, path.with_suffix(".ptk"))]
+        for path in [*results, *([sheet] if sheet else [])]:
+            if path.exists() and not force:
+                raise PolytokError(f"{path} exists already; use --force to replace it")
+        return Destination(tuple(paths), sheet)
 
 
 def stem_of(text: str | None, image: Path | None) -> str:
@@ -68,17 +73,22 @@ def stem_of(text: str | None, image: Path | None) -> str:
     return words or (image.stem if image else "shape")
 
 
+def note_cut(generator: ShapeGenerator, text: str | None) -> None:
+    """Say it if a text is longer than the generator reads."""
+    if text is not None and generator.is_cut(text):
+        show.note("the text is longer than the model reads; its end is left out")
+
+
 def write_all(
-    generator: ShapeGenerator,
-    parts: Iterator[Codes],
-    paths: list[Path],
-    sheet: Path | None,
+    codec: ShapeCodec,
+    parts: Iterable[Codes],
+    to: Destination,
     *,
     resolution: int,
     force: bool,
     as_json: bool,
-) -> list[Row]:
-    """Decode and write every item as it comes, so memory stays bounded; returns a row each."""
+) -> None:
+    """Decode, write and show every item as it comes, so memory stays bounded."""
     from polytok.signals import mesh as meshes
 
     rows: list[Row] = []
@@ -86,9 +96,9 @@ def write_all(
     start = time.perf_counter()
     for codes in parts:
         for place in range(len(codes)):
-            path, one = paths[len(rows)], codes[place]
-            mesh = generator.codec.decode(one, resolution=resolution)[0]
-            data = generator.codec.pack(one)[0]
+            path, one = to.paths[len(rows)], codes[place]
+            mesh = codec.decode(one, resolution=resolution)[0]
+            data = codec.pack(one)[0]
             meshes.write(mesh, path, force=force)
             write_bytes(path.with_suffix(".ptk"), data, force=force)
             draws = int(one.meta["draws"][0])
@@ -104,14 +114,17 @@ def write_all(
             start = time.perf_counter()
             rows.append(row)
             if not as_json:
-                print(f"[{len(rows)}/{len(paths)}] {path}: {len(data)} bytes as .ptk", flush=True)
-            if sheet is not None and len(pictures) < SHEET_MOST:
+                print(
+                    f"[{len(rows)}/{len(to.paths)}] {path}: {len(data)} bytes as .ptk", flush=True
+                )
+            if to.sheet is not None and len(pictures) < SHEET_MOST:
                 pictures.append(_picture(mesh))
-    if sheet is not None:
-        _write_sheet(pictures, sheet)
+    if to.sheet is not None:
+        _write_sheet(pictures, to.sheet)
         if not as_json:
-            print(f"{sheet}: {len(pictures)} pictures")
-    return rows
+            print(f"{to.sheet}: {len(pictures)} pictures")
+    if as_json:
+        print(json.dumps({"results": rows}))
 
 
 def _picture(mesh: trimesh.Trimesh) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polytok.core.config import from_dict, to_dict
-from polytok.core.errors import PolytokError, one_line
+from polytok.core.errors import ConfigError, PolytokError, one_line
 from polytok.core.files import atomic_path, write_text
 
 INDEX = "codes.json"
@@ -27,6 +27,7 @@ class CodeIndex:
         names, captions: of every signal, in order.
         aligned: per pass, how its codes relate to pictures of the signals: ``same``, ``mirrored``
             (in x), or ``none`` where the signal was distorted.
+        stretch: how far, see ``ShapeSampling``. seed: of every pass's draws.
     """
 
     weights: str
@@ -34,6 +35,8 @@ class CodeIndex:
     names: tuple[str, ...]
     captions: tuple[str, ...]
     aligned: tuple[str, ...]
+    stretch: float = 0.0
+    seed: int = 0
 
 
 class CodeFolder:
@@ -81,11 +84,18 @@ def write_pass(folder: Path, number: int, ids: Tensor) -> None:
         save_file({"ids": ids.to(torch.int32).contiguous()}, aside)
 
 
-def write_index(folder: Path, index: CodeIndex) -> None:
-    """Write the index, once every pass is there."""
-    write_text(folder / INDEX, json.dumps(to_dict(index)) + "\n")
+def missing_passes(folder: Path, index: CodeIndex) -> Sequence[int]:
+    """Passes of ``index`` that are still to be made in a folder, which gets the index first.
 
-
-def missing_passes(folder: Path, count: int) -> Sequence[int]:
-    """Passes that are still to be made."""
-    return [a for a in range(count) if not pass_path(folder, a).is_file()]
+    Raises:
+        ConfigError: the folder holds other codes, which would be mistaken for these.
+    """
+    path = folder / INDEX
+    if path.is_file():
+        if json.loads(path.read_text()) != to_dict(index):
+            raise ConfigError(f"{folder} holds other codes; use another folder, or remove it")
+    elif pass_path(folder, 0).is_file():
+        raise ConfigError(f"{folder} holds codes without {INDEX}; use another folder")
+    else:
+        write_text(path, json.dumps(to_dict(index)) + "\n")
+    return [a for a in range(len(index.aligned)) if not pass_path(folder, a).is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,8 @@ BORDER_SHARE = 0.95
 def read(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file as 8-bit ``RGB``, or ``RGBA`` where it has transparency.
 
-    EXIF orientation is applied; of an animation the first frame is read. The format is told by
-    content, not by extension.
+    EXIF orientation is applied, unless the tags are damaged; of an animation the first frame is
+    read. The format is told by content, not by extension.
 
     Raises:
         SignalError: the file is missing, damaged, not an image of a known format, of more than
@@ -151,8 +152,9 @@ def _known() -> list[str]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
-        # Damaged tags say nothing about how the picture lies, and the picture itself is whole.
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        # What Pillow raises while it parses tags. Damaged ones say nothing about how the picture
+        # lies, and the picture itself is whole.
         return image
 
 

@@ -234,7 +234,7 @@ def _library() -> Any:
         return importlib.import_module("tokenizers")
     except ImportError as error:
         raise PolytokError(
-            f"text needs the library tokenizers: pip install 'polytok[text]' ({one_line(error)})"
+            f"text needs the library tokenizers: pip install tokenizers ({one_line(error)})"
         ) from error
 
 

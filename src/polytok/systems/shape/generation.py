@@ -113,13 +113,6 @@ class ShapeGenerator:
         Args:
             codes: one code with at least ``from_scale`` - 1 scales; others as in :meth:`generate`.
         """
-        if len(codes) != 1:
-            raise ConfigError(f"one code can be completed at a time, got {len(codes)}")
-        kept = from_scale - 1
-        if not 1 <= from_scale <= len(self.spec.levels) or kept > len(codes.indices):
-            most = min(len(self.spec.levels), len(codes.indices) + 1)
-            raise ConfigError(f"from_scale={from_scale} is not within 1..{most}")
-        self._check_codes(codes)
         parts = self.stream(
             text,
             image,
@@ -128,11 +121,24 @@ class ShapeGenerator:
             cfg=cfg,
             blend=blend,
             sampling=sampling,
-            known=self._known(codes.prefix(levels=kept) if kept else None),
+            kept=self.coarse(codes, from_scale),
         )
-        out = Codes.cat(list(parts))
-        meta = {k: v.expand(count, *v.shape[1:]) for k, v in codes.meta.items()}
-        return replace(out, meta={**out.meta, **meta})
+        return Codes.cat(list(parts))
+
+    def coarse(self, codes: Codes, from_scale: int) -> Codes | None:
+        """The scales of one code before ``from_scale`` (1..K); None if that is the first.
+
+        Raises:
+            ConfigError: there is more than one code, the scale is out of range, or the code is
+                none of this generator's tokenizer.
+        """
+        if len(codes) != 1:
+            raise ConfigError(f"one code can be completed at a time, got {len(codes)}")
+        most = min(len(self.spec.levels), len(codes.indices) + 1)
+        if not 1 <= from_scale <= most:
+            raise ConfigError(f"from_scale={from_scale} is not within 1..{most}")
+        self._check_codes(codes)
+        return codes.prefix(levels=from_scale - 1) if from_scale > 1 else None
 
     def score(
         self, codes: Codes, *, text: str | None = None, image: Picture | None = None
@@ -177,16 +183,21 @@ class ShapeGenerator:
         cfg: float = 2.0,
         blend: float = 0.5,
         sampling: Sampling | None = None,
-        known: Known | None = None,
+        kept: Codes | None = None,
     ) -> Iterator[Codes]:
-        """Draw codes as :meth:`generate` does, a few at a time, in bounded memory."""
-        if not 1 <= count <= MAX_COUNT:
-            raise ConfigError(f"count={count} is not within 1..{MAX_COUNT}")
+        """Draw codes as :meth:`generate` does, a few at a time, in bounded memory.
+
+        Args:
+            kept: the first scales of one code, which all items keep, with its place and size.
+        """
+        check_count(count)
+        if not 0 <= cfg < float("inf"):
+            raise ConfigError(f"cfg={cfg} is not a finite number of at least 0")
         if not 0 <= blend <= 1:
             raise ConfigError(f"blend={blend} is not within [0, 1]")
         prompt, shares = self._prompt(text, image, MICRO_BATCH, blend=blend)
         guide = Guide(shares=shares, strength=cfg if shares else 0.0)
-        return self._stream(prompt, guide, count, seed, sampling or Sampling(), known)
+        return self._stream(prompt, guide, count, seed, sampling or Sampling(), kept)
 
     def _stream(
         self,
@@ -195,8 +206,9 @@ class ShapeGenerator:
         count: int,
         seed: int,
         sampling: Sampling,
-        known: Known | None,
+        kept: Codes | None,
     ) -> Iterator[Codes]:
+        known = self._known(kept)
         for start in range(0, count, MICRO_BATCH):
             items = range(start, start + MICRO_BATCH)
             wanted = items[: count - start]
@@ -208,7 +220,7 @@ class ShapeGenerator:
                 ).to("cpu")
                 for place, item in enumerate(wanted):
                     if item not in done and not self.codec.is_empty(codes[place]):
-                        done[item] = _measured(codes[place], attempt + 1)
+                        done[item] = _measured(codes[place], attempt + 1, kept)
                 if len(done) == len(wanted):
                     break
             else:
@@ -267,10 +279,19 @@ class ShapeGenerator:
                 )
 
 
-def _measured(codes: Codes, draws: int) -> Codes:
-    meta = {
-        "centre": torch.zeros(1, 3),
-        "scale": torch.full((1,), UNIT_SCALE),
-        "draws": torch.full((1,), draws),
-    }
-    return replace(codes, meta=meta)
+def check_count(count: int) -> None:
+    """Refuse a number of shapes that is out of range.
+
+    Raises:
+        ConfigError: it is not within 1..10,000.
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise ConfigError(f"count={count} is not within 1..{MAX_COUNT}")
+
+
+def _measured(codes: Codes, draws: int, kept: Codes | None) -> Codes:
+    """Give a code its place and size, which it has from what it keeps of another, if it does."""
+    meta = {"centre": torch.zeros(1, 3), "scale": torch.full((1,), UNIT_SCALE)}
+    if kept is not None:
+        meta |= kept.meta
+    return replace(codes, meta={**meta, "draws": torch.full((1,), draws)})

@@ -14,7 +14,7 @@ from polytok.core.config import from_dict, override
 from polytok.core.contracts import StepContext
 from polytok.core.errors import ConfigError
 from polytok.core.seeding import derive, numpy_rng
-from polytok.data.codes import CodeFolder, CodeIndex, missing_passes, write_index, write_pass
+from polytok.data.codes import CodeFolder, CodeIndex, missing_passes, write_pass
 from polytok.data.prepared import PreparedFolder
 from polytok.data.shapes import ShapeSampling, ShapeSource
 from polytok.networks.pretrained import SmallTextTower, TextTokenizer, Tower
@@ -91,19 +91,24 @@ class CodeSource:
 def encode_shapes(
     model: VAT, store: PreparedFolder, out: Path, sampling: CodeSampling, *, weights: str, seed: int
 ) -> CodeFolder:
-    """Encode prepared shapes in several passes; those that are there already are kept."""
+    """Encode prepared shapes in several passes; those that are there already are kept.
+
+    Raises:
+        ConfigError: ``out`` holds other codes.
+    """
     aligned = tuple("mirrored" if a % 2 else "same" for a in range(sampling.aligned))
     aligned += ("none",) * sampling.distorted
-    for number in missing_passes(out, len(aligned)):
-        write_pass(out, number, _encode_pass(model, store, aligned[number], sampling, seed, number))
     index = CodeIndex(
         weights=weights,
         slots=model.config.slots,
         names=tuple(store.names),
         captions=tuple(str(r.get("caption", "")) for r in store.records),
         aligned=aligned,
+        stretch=sampling.stretch if sampling.distorted else 0.0,
+        seed=seed,
     )
-    write_index(out, index)
+    for number in missing_passes(out, index):
+        write_pass(out, number, _encode_pass(model, store, aligned[number], sampling, seed, number))
     return CodeFolder(out)
 
 
@@ -156,7 +161,9 @@ class GeneratorValidation:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, VATGenerator)
         device = next(model.parameters()).device
-        names = {"ce": ()} | {f"ce_{m}": (m,) for m in model.conditioner.modalities}
+        names = {"ce": ()} | {
+            f"ce_{m}": (m,) for m in model.conditioner.modalities if m in self.batches[0]
+        }
         out = {}
         for name, kept in names.items():
             losses = []
@@ -184,7 +191,7 @@ class VATGeneratorTraining:
 
 
 def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
-    """Build the model and sources of a recipe; prepares, encodes and renders what is missing.
+    """Build the model and sources of a recipe; prepares and encodes what is missing.
 
     Raises:
         WeightsError: the tokenizer has no weights. ConfigError: it has others than the recipe says.

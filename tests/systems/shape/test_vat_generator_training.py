@@ -1,0 +1,90 @@
+"""Codes of prepared shapes, samples of them, and a short run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+
+from polytok.core.errors import ConfigError
+from polytok.data.prepared import PreparedFolder, prepare_folder
+from polytok.systems.shape.vat import VAT
+from polytok.systems.shape.vat import preset as tokenizer_preset
+from polytok.systems.shape.vat.generator import STAGES, VATGenerator, preset
+from polytok.systems.shape.vat.generator_training import (
+    CodeSampling,
+    CodeSource,
+    GeneratorValidation,
+    encode_shapes,
+)
+from polytok.training import TrainConfig, fit
+
+SAMPLING = CodeSampling(aligned=2, distorted=1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
+    meshes, out = tmp_path_factory.mktemp("meshes"), tmp_path_factory.mktemp("prepared")
+    trimesh.creation.box((1, 2, 3)).export(meshes / "box.glb")
+    trimesh.creation.cone(1, 2).export(meshes / "cone.glb")
+    rows = (
+        '{"file": "box.glb", "caption": "random object"}',
+        '{"file": "cone.glb", "caption": "cone"}',
+    )
+    (meshes / "metadata.jsonl").write_text("\n".join(rows))
+    prepare_folder(meshes, out, processes=1, progress=False)
+    return PreparedFolder(out)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VAT:
+    torch.manual_seed(1)
+    return VAT(tokenizer_preset("vat-512b-tiny")).eval()
+
+
+def test_passes_are_made_once_and_belong_to_their_settings(
+    store: PreparedFolder, tokenizer: VAT, tmp_path: Path
+) -> None:
+    codes = encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=0)
+    assert tuple(codes.ids.shape) == (3, 2, 30)
+    assert codes.index.aligned == ("same", "mirrored", "none")
+    assert codes.index.captions == ("random object", "cone")
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    again = encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=0)
+    assert torch.equal(again.ids, codes.ids)
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match="other codes"):
+        encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=1)
+
+
+def test_samples_repeat_and_know_which_captions_say_nothing(
+    store: PreparedFolder, tokenizer: VAT, tmp_path: Path
+) -> None:
+    codes = encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=0)
+    model = VATGenerator(preset("vat-512b-tiny-gen"), tokenizer.bottleneck.quantizer)
+    source = CodeSource(codes, text=model.tower("text"), seed=3)
+    for n in range(6):
+        one, two = source.sample(n), source.sample(n)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+        rows = codes.ids.long()[:, int(one["has_text"])]  # the cone is the second, and has one
+        assert bool((rows == one["ids"]).all(1).any())
+
+
+def test_a_short_run_lowers_the_loss(store: PreparedFolder, tokenizer: VAT, tmp_path: Path) -> None:
+    codes = encode_shapes(tokenizer, store, tmp_path / "c", SAMPLING, weights="00c0ffee", seed=0)
+    torch.manual_seed(0)
+    model = VATGenerator(preset("vat-512b-tiny-gen"), tokenizer.bottleneck.quantizer)
+    before = {k: v.clone() for k, v in tokenizer.state_dict().items()}
+    source = CodeSource(codes, text=model.tower("text"))
+    validation = GeneratorValidation(source, 2)
+    model.eval()
+    with torch.no_grad():
+        start = validation(model)
+    assert set(start) == {"ce", "ce_text", *(f"ce_scale_{k}" for k in range(1, 5))}
+    config = TrainConfig(batch_size=4, lr=1e-2, num_workers=0, ema_decay=0.0, device="cpu")
+    fit(model, [(STAGES[0], 160)], source, config, tmp_path / "run")
+    with torch.no_grad():
+        assert validation(model)["ce"] < start["ce"] - 0.5
+    assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
