@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,13 +85,17 @@ def prepare_folder(
         bar = stack.enter_context(_Bar(len(files), len(done), progress))
         try:
             workers = processes or os.cpu_count() or 1
-            for job, got in run_jobs(_prepare_one, jobs, processes=workers, time_limit=time_limit):
-                if isinstance(got, Failure):
-                    failed[job.file] = got.reason.removeprefix(f"{root / job.file}: ")
-                else:
-                    done[job.file] = got
-                bar.step(len(failed))
+            results = run_jobs(_prepare_one, jobs, processes=workers, time_limit=time_limit)
+            with closing(results):
+                for job, got in results:
+                    if isinstance(got, Failure):
+                        failed[job.file] = got.reason.removeprefix(f"{root / job.file}: ")
+                    else:
+                        done[job.file] = got
+                    bar.step(len(failed))
         finally:
+            # A worker may be stopped between making a file and the care for its removal.
+            _sweep(out)
             _write_lines(out / "index.jsonl", [done[f] for f in files if f in done])
             lines = [{"file": f, "reason": failed[f]} for f in files if f in failed]
             _write_lines(out / "dropped.jsonl", lines)

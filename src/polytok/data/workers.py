@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -43,7 +43,7 @@ def run_jobs(
     *,
     processes: int,
     time_limit: float = math.inf,
-) -> Iterator[tuple[Job, Result | Failure]]:
+) -> Generator[tuple[Job, Result | Failure], None, None]:
     """Run ``function`` on each job in worker processes of one thread; yield as they finish.
 
     A job that raises or takes longer than ``time_limit`` seconds is a :class:`Failure`, and so is
