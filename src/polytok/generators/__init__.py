@@ -5,7 +5,7 @@ from polytok.generators.cond import ClassConditioner, Cond, Conditioner, SlotCon
 from polytok.generators.draws import Rng, Sampling
 from polytok.generators.generator import Generator
 from polytok.generators.guide import Guide, constant, interval, linear, power_cosine
-from polytok.generators.head import CategoricalHead, DrawHook, Head
+from polytok.generators.head import CategoricalHead, CodebookHead, DrawHook, Head
 from polytok.generators.loop import generate
 from polytok.generators.masked import MaskedOrder
 from polytok.generators.net import AdaptiveTransformer, Net, QuarterQK, UnitQK
@@ -16,6 +16,7 @@ __all__ = [
     "AdaptiveTransformer",
     "CategoricalHead",
     "ClassConditioner",
+    "CodebookHead",
     "Cond",
     "Conditioner",
     "Draw",

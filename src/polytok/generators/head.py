@@ -56,15 +56,22 @@ class CategoricalHead(Head):
         nn.init.trunc_normal_(self.proj.weight, std=0.02 * (3 * dim) ** -0.5)
         nn.init.zeros_(self.proj.bias)
 
+    def weight(self) -> Tensor:
+        """The linear map (V, W)."""
+        return self.proj.weight
+
     def logits(self, features: Tensor) -> Tensor:
         """Logits (..., V) in fp32 of features (..., W)."""
-        return self.proj(features).float()
+        return F.linear(features, self.weight(), self.proj.bias).float()
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         smoothing = self.smoothing if self.training else 0.0
+        weight, bias = self.weight(), self.proj.bias
         # Item by item, logits of a large vocabulary stay in the processor's cache.
         losses = [
-            F.cross_entropy(self.logits(f), t, reduction="none", label_smoothing=smoothing)
+            F.cross_entropy(
+                F.linear(f, weight, bias).float(), t, reduction="none", label_smoothing=smoothing
+            )
             for f, t in zip(features, target, strict=True)
         ]
         return torch.stack(losses)
@@ -83,3 +90,42 @@ class CategoricalHead(Head):
         log_probs = sampling.filter(logits).log_softmax(dim=-1)
         ids = categorical(log_probs.exp(), rng) if draw is None else draw(log_probs, step)
         return Draw(value=ids, confidence=log_probs.gather(-1, ids[..., None])[..., 0])
+
+
+class CodebookHead(CategoricalHead):
+    """One of the V ids of a codebook, which knows where their codes lie.
+
+    Every row of the linear map is its own and what a small network makes of the id's code: codes
+    that lie side by side get similar logits, and rare ones are learnt from their neighbours.
+
+    Args:
+        codes: (V, d), not trained and none of the weights. hidden: width of the network.
+    """
+
+    codes: Tensor
+
+    def __init__(
+        self, dim: int, codes: Tensor, *, hidden: int = 256, smoothing: float = 0.0
+    ) -> None:
+        super().__init__(dim, len(codes), smoothing=smoothing)
+        codes = codes.detach().float()
+        codes = (codes - codes.mean(0)) / codes.std().clamp_min(1e-6)
+        self.register_buffer("codes", codes, persistent=False)
+        last = nn.Linear(hidden, dim)
+        nn.init.normal_(last.weight, std=0.02)
+        self.map = nn.Sequential(nn.Linear(codes.shape[1], hidden), nn.GELU(), last)
+        self._made: tuple[tuple[object, ...], Tensor] | None = None
+
+    def weight(self) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.proj.weight + self.map(self.codes)
+        # Sampling asks for it at every step: it is kept until a weight changes or moves.
+        parts = [*self.parameters(), self.codes]
+        device = self.codes.device.type
+        key = (
+            torch.is_autocast_enabled(device),
+            *((p.data_ptr(), p._version, p.dtype) for p in parts),
+        )
+        if self._made is None or self._made[0] != key:
+            self._made = key, self.proj.weight + self.map(self.codes)
+        return self._made[1]

@@ -10,10 +10,13 @@ import trimesh
 
 from polytok.core.errors import ConfigError
 from polytok.data.prepared import PreparedFolder, prepare_folder
+from polytok.data.views import render_folder
+from polytok.signals.mesh import ViewSampling
 from polytok.systems.shape.vat import VAT
 from polytok.systems.shape.vat import preset as tokenizer_preset
 from polytok.systems.shape.vat.generator import STAGES, VATGenerator, preset
 from polytok.systems.shape.vat.generator_training import (
+    Backdrops,
     CodeSampling,
     CodeSource,
     GeneratorValidation,
@@ -25,8 +28,8 @@ SAMPLING = CodeSampling(aligned=2, distorted=1)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
-    meshes, out = tmp_path_factory.mktemp("meshes"), tmp_path_factory.mktemp("prepared")
+def meshes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    meshes = tmp_path_factory.mktemp("meshes")
     trimesh.creation.box((1, 2, 3)).export(meshes / "box.glb")
     trimesh.creation.cone(1, 2).export(meshes / "cone.glb")
     rows = (
@@ -34,6 +37,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
         '{"file": "cone.glb", "caption": "cone"}',
     )
     (meshes / "metadata.jsonl").write_text("\n".join(rows))
+    return meshes
+
+
+@pytest.fixture(scope="module")
+def store(meshes: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
+    out = tmp_path_factory.mktemp("prepared")
     prepare_folder(meshes, out, processes=1, progress=False)
     return PreparedFolder(out)
 
@@ -70,6 +79,31 @@ def test_samples_repeat_and_know_which_captions_say_nothing(
         assert all(torch.equal(one[key], two[key]) for key in one)
         rows = codes.ids.long()[:, int(one["has_text"])]  # the cone is the second, and has one
         assert bool((rows == one["ids"]).all(1).any())
+
+
+def test_a_mirrored_code_goes_with_a_mirrored_picture_and_a_distorted_one_with_none(
+    store: PreparedFolder, tokenizer: VAT, meshes: Path, tmp_path: Path
+) -> None:
+    codes = encode_shapes(tokenizer, store, tmp_path / "c", SAMPLING, weights="00c0ffee", seed=0)
+    sampling = ViewSampling(count=1, size=32)
+    views = render_folder(meshes, tmp_path / "v", codes.index.names, sampling, processes=1)
+    white = Backdrops(plain=1.0)
+    source = CodeSource(codes, views=views, backdrops=white)
+    same, mirrored, distorted = (source.draw(1, number, 5) for number in range(3))
+    assert torch.equal(same["image"], mirrored["image"].flip(-1))
+    assert not torch.equal(same["image"], mirrored["image"])
+    assert [bool(s["has_image"]) for s in (same, mirrored, distorted)] == [True, True, False]
+    # Behind the object all is white, and where it is opaque nothing depends on the backdrop.
+    opacity = torch.from_numpy(views.pictures[1, 0, 1])
+    assert bool((same["image"][:, opacity == 0] == 1).all())
+    other = CodeSource(codes, views=views, backdrops=Backdrops(plain=0.0)).draw(1, 0, 5)["image"]
+    assert torch.equal(other[:, opacity == 255], same["image"][:, opacity == 255])
+    assert not bool((other[:, opacity == 0] == 1).all())
+    with pytest.raises(ConfigError, match="not of the shapes"):
+        other_views = render_folder(
+            meshes, tmp_path / "w", codes.index.names[:1], sampling, processes=1
+        )
+        CodeSource(codes, views=other_views)
 
 
 def test_a_short_run_lowers_the_loss(store: PreparedFolder, tokenizer: VAT, tmp_path: Path) -> None:

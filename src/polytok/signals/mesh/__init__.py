@@ -16,6 +16,7 @@ from polytok.signals.mesh.prepare import (
 )
 from polytok.signals.mesh.preview import render, sheet
 from polytok.signals.mesh.solid import Solid, solidify
+from polytok.signals.mesh.views import ViewSampling, views
 
 __all__ = [
     "COMPACT",
@@ -26,6 +27,7 @@ __all__ = [
     "Profile",
     "Solid",
     "Surface",
+    "ViewSampling",
     "clean",
     "dropped",
     "extract",
@@ -37,5 +39,6 @@ __all__ = [
     "solidify",
     "surface",
     "to_compact",
+    "views",
     "write",
 ]

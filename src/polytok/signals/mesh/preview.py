@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from polytok.core.errors import PolytokError, SignalError
+from polytok.core.errors import PolytokError
 from polytok.signals.mesh.clean import merged
+from polytok.signals.mesh.scene import Camera, Hits, Scene, single
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,15 +28,10 @@ _GROUND = np.array([0.27, 0.25, 0.23], dtype=np.float32)
 _KEY = np.array([0.95, 0.90, 0.81], dtype=np.float32)
 _KEY_FROM = np.array([-0.55, 0.62, 0.56], dtype=np.float32)
 _INK = (40, 44, 52)
-_FIELD_OF_VIEW = 28.0
-_MARGIN = 1.14
-_CREASE = 40.0
 _TILE = 4
 _FLOOR_GRID = 72
 _FLOOR_RAYS = 36
 _FLOOR_REACH = 1.7
-_SMOOTH_FACES = 400_000
-_MAX_VALENCE = 32
 
 
 def render(
@@ -76,8 +72,8 @@ def render(
     centre, scale = (low + high) / 2, 2 / max(float((high - low).max()), 1e-30)
     vertices = ((np.asarray(mesh.vertices) - centre) * scale).astype(np.float32)
     seen = ((np.asarray(frame.vertices) - centre) * scale).astype(np.float32)
-    camera = _Camera.fitted(seen, azimuth, elevation)
-    scene = _Scene(vertices, np.asarray(mesh.faces), smooth)
+    camera = Camera.fitted(seen, azimuth, elevation)
+    scene = Scene(vertices, np.asarray(mesh.faces), smooth)
     pixels = 2 * size
     picture = _backdrop(pixels)
     if floor and elevation > 0:
@@ -87,141 +83,6 @@ def render(
     coded = np.clip(picture, 0, 1) ** np.float32(1 / 2.2) * 255 + np.float32(0.5)
     coded = coded.reshape(size, 2, size, 2, 3).mean(axis=(1, 3))
     return Image.fromarray(coded.astype(np.uint8))
-
-
-@dataclass(frozen=True)
-class _Camera:
-    """A pinhole: position (3,), rows right, up and back (3, 3), tangent of half the view."""
-
-    eye: Array
-    axes: Array
-    tangent: float
-
-    @classmethod
-    def fitted(cls, points: Array, azimuth: float, elevation: float) -> _Camera:
-        """Look at ``points`` (N, 3) so that they fill the view but for a margin."""
-        a, e = np.radians([azimuth, elevation])
-        back = np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])
-        right = np.array([np.cos(a), 0, -np.sin(a)])
-        axes = np.stack([right, np.cross(back, right), back])
-        tangent = float(np.tan(np.radians(_FIELD_OF_VIEW) / 2))
-        local = points @ axes.T
-        target = np.zeros(3)
-        for _ in range(6):  # centre what is seen, then step back until it fits
-            moved = local - target
-            distance = float((np.abs(moved[:, :2]).max(1) * _MARGIN / tangent + moved[:, 2]).max())
-            flat = moved[:, :2] / np.maximum(distance - moved[:, 2:], 1e-6)
-            target[:2] += (flat.max(0) + flat.min(0)) / 2 * distance
-        target[2] = distance
-        eye = target @ axes
-        return cls(eye.astype(np.float32), axes.astype(np.float32), tangent)
-
-    def project(self, points: Array, pixels: int) -> Array:
-        """Picture coordinates (N, 2), x right and y down, in pixels."""
-        local = (points - self.eye) @ self.axes.T
-        flat = local[:, :2] / np.maximum(-local[:, 2:], 1e-6) / self.tangent
-        return _single((flat * [1, -1] + 1) * (pixels / 2))
-
-    def rays(self, rows: NDArray[np.int64], columns: NDArray[np.int64], pixels: int) -> Array:
-        """Unit directions (N, 3) through the centres of pixels."""
-        x = ((columns + 0.5) / pixels * 2 - 1) * self.tangent
-        y = (1 - (rows + 0.5) / pixels * 2) * self.tangent
-        local = np.stack([x, y, np.full(x.shape, -1.0)], axis=1)
-        out = local @ self.axes
-        return _single(out / np.linalg.norm(out, axis=1, keepdims=True))
-
-
-@dataclass(frozen=True)
-class _Hits:
-    """What rays met: which of them did, where, and the unit normals that face the ray."""
-
-    ray: NDArray[np.int64]
-    points: Array
-    flat: Array
-    normals: Array
-    depth: Array
-
-
-class _Scene:
-    """A mesh that rays can be cast at."""
-
-    def __init__(self, vertices: Array, faces: NDArray[np.int64], smooth: bool) -> None:
-        try:
-            from embreex.mesh_construction import TriangleMesh
-            from embreex.rtcore_scene import EmbreeScene
-        except ImportError as error:
-            raise PolytokError("pictures need the package embreex: pip install embreex") from error
-        triangles = np.ascontiguousarray(vertices[faces])
-        cross = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-        area = np.linalg.norm(cross, axis=1)
-        if not (area > 0).any():
-            raise SignalError("the mesh has no area to draw")
-        self.vertices = vertices
-        self.face_normals = cross / np.maximum(area, 1e-30)[:, None]
-        self.corner_normals = (
-            _corner_normals(faces, cross, self.face_normals)
-            if smooth and len(faces) <= _SMOOTH_FACES
-            else np.repeat(self.face_normals[:, None], 3, axis=1)
-        )
-        self._scene = EmbreeScene()
-        # The geometry lives as long as the scene that refers to it.
-        self._geometry = TriangleMesh(self._scene, triangles)
-
-    def cast(self, origins: Array, directions: Array) -> _Hits:
-        got: dict[str, Any] = self._scene.run(origins, directions, output=1)
-        ray = np.flatnonzero(got["primID"] >= 0)
-        face, depth = got["primID"][ray], got["tfar"][ray]
-        u, v = got["u"][ray, None], got["v"][ray, None]
-        towards = directions[ray]
-        points = origins[ray] + depth[:, None] * towards
-        flat = _facing(self.face_normals[face], towards)
-        a, b, c = np.moveaxis(self.corner_normals[face], 1, 0)
-        normals = (1 - u - v) * a + u * b + v * c
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-        sign = np.where((normals * flat).sum(axis=1, keepdims=True) < 0, -1, 1)
-        return _Hits(ray, points, flat, (normals * sign).astype(np.float32), depth)
-
-    def open(self, origins: Array, directions: Array, reach: float = 1e6) -> NDArray[np.bool_]:
-        """Whether nothing lies on the rays (N,) within ``reach``."""
-        limits = np.full(len(origins), reach, dtype=np.float32)
-        starts = np.ascontiguousarray(origins, dtype=np.float32)
-        ways = np.ascontiguousarray(directions, dtype=np.float32)
-        out: NDArray[np.bool_] = self._scene.run(starts, ways, limits, query="OCCLUDED") < 0
-        return out
-
-
-def _single(values: NDArray[Any]) -> Array:
-    out: Array = values.astype(np.float32)
-    return out
-
-
-def _facing(normals: Array, towards: Array) -> Array:
-    away = (normals * towards).sum(axis=1, keepdims=True) > 0
-    return _single(np.where(away, -normals, normals))
-
-
-def _corner_normals(faces: NDArray[np.int64], cross: Array, unit: Array) -> Array:
-    """Normals (F, 3, 3) of face corners: the mean over faces around the vertex within the crease.
-
-    Vertices of very many faces stay flat; they are hubs of fans, and their pairs are many.
-    """
-    corner = np.argsort(faces.reshape(-1), kind="stable")
-    valence = np.bincount(faces.reshape(-1))
-    valence = valence[valence > 0]
-    first = np.repeat(np.cumsum(valence) - valence, valence)
-    around = np.repeat(valence, valence)
-    around = np.where(around > _MAX_VALENCE, 0, around)
-    left = np.repeat(np.arange(len(corner)), around)
-    step = np.arange(len(left)) - np.repeat(np.cumsum(around) - around, around)
-    mine, other = corner[left], corner[first[left] + step] // 3
-    near = (unit[mine // 3] * unit[other]).sum(axis=1) > np.cos(np.radians(_CREASE))
-    mine, other = mine[near], other[near]
-    total = np.stack(
-        [np.bincount(mine, cross[other, k], minlength=faces.size) for k in range(3)], axis=1
-    )
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    flat = np.repeat(unit, 3, axis=0)
-    return np.where(length > 0, total / np.maximum(length, 1e-30), flat).reshape(-1, 3, 3)
 
 
 def _hemisphere(normals: Array, u: Array, v: Array) -> Array:
@@ -234,13 +95,13 @@ def _hemisphere(normals: Array, u: Array, v: Array) -> Array:
     one = np.stack([1 + sign * normals[:, 0] ** 2 * a, sign * b, -sign * normals[:, 0]], axis=1)
     two = np.stack([b, sign + normals[:, 1] ** 2 * a, -normals[:, 1]], axis=1)
     x, y, z = radius * np.cos(angle), radius * np.sin(angle), np.sqrt(np.maximum(1 - v, 0))
-    return _single(x[:, None] * one + y[:, None] * two + z[:, None] * normals)
+    return single(x[:, None] * one + y[:, None] * two + z[:, None] * normals)
 
 
 def _unit_points(count: int) -> Array:
     """Evenly spread points (count, 2) in the unit square: the R2 sequence of Roberts 2018."""
     steps = np.arange(1, count + 1)[:, None] * np.array([0.7548776662466927, 0.5698402909980532])
-    return _single(steps % 1)
+    return single(steps % 1)
 
 
 def _backdrop(pixels: int) -> Array:
@@ -261,7 +122,7 @@ class _FloorShade:
     light: NDArray[np.float64]
 
     @classmethod
-    def cast(cls, scene: _Scene, height: float, seen: Array) -> _FloorShade:
+    def cast(cls, scene: Scene, height: float, seen: Array) -> _FloorShade:
         centre = (seen[:, [0, 2]].max(0) + seen[:, [0, 2]].min(0)) / 2
         half = float(np.ptp(seen[:, [0, 2]], axis=0).max()) / 2 * _FLOOR_REACH + 0.5
         at = (np.arange(_FLOOR_GRID) + 0.5) / _FLOOR_GRID * 2 * half - half
@@ -279,7 +140,7 @@ class _FloorShade:
         light = 1 - (1 - _blurred(light)) * np.clip(4 * (1 - away), 0, 1)
         return cls(height, (centre - half).astype(np.float32), 2 * half, light)
 
-    def seen_by(self, camera: _Camera, pixels: int) -> Array:
+    def seen_by(self, camera: Camera, pixels: int) -> Array:
         """Brightness factor per pixel (pixels, pixels); 1 where no floor is seen."""
         from scipy.ndimage import map_coordinates, zoom
 
@@ -293,7 +154,7 @@ class _FloorShade:
         light = map_coordinates(self.light, at.T, order=1, mode="constant", cval=1.0)
         light = np.where(down & (depth > 0), light, 1).reshape(few, few)
         factor = 1 - 0.62 * (1 - zoom(light, pixels / few, order=1, grid_mode=True, mode="nearest"))
-        return _single(factor)
+        return single(factor)
 
 
 def _blurred(light: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -303,7 +164,7 @@ def _blurred(light: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def _draw(picture: Array, scene: _Scene, camera: _Camera, colour: Array) -> None:
+def _draw(picture: Array, scene: Scene, camera: Camera, colour: Array) -> None:
     """Shade the mesh into a linear picture (P, P, 3)."""
     pixels = len(picture)
     flat = camera.project(scene.vertices, pixels)
@@ -322,9 +183,9 @@ def _draw(picture: Array, scene: _Scene, camera: _Camera, colour: Array) -> None
 
 
 def _lit(
-    scene: _Scene,
-    camera: _Camera,
-    hits: _Hits,
+    scene: Scene,
+    camera: Camera,
+    hits: Hits,
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
     pixels: int,
@@ -356,11 +217,11 @@ def _lit(
     head = 0.14 * facing * (0.4 + 0.6 * sky)
     rim = 0.12 * (1 - facing) ** 3 * sky
     out = ambient + direct[:, None] * _KEY + (head + rim)[:, None]
-    return _single(out)
+    return single(out)
 
 
 def _tile_mean(
-    values: Array, hits: _Hits, rows: NDArray[np.int64], columns: NDArray[np.int64], pixels: int
+    values: Array, hits: Hits, rows: NDArray[np.int64], columns: NDArray[np.int64], pixels: int
 ) -> Array:
     """Mean of values (K, N) over a tile of neighbours with about the same normal and depth."""
     low_r, low_c = rows.min(), columns.min()
@@ -378,7 +239,7 @@ def _tile_mean(
             use = ((other >= 0) & alike & near).astype(np.float32)
             total += values[:, other] * use
             weight += use
-    return _single(total / np.maximum(weight, 1))
+    return single(total / np.maximum(weight, 1))
 
 
 def sheet(rows: Sequence[Sequence[tuple[str, Image]]], *, gap: int = 12, text: int = 18) -> Image:

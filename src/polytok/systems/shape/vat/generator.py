@@ -19,7 +19,7 @@ from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, UnknownNameError, WeightsError
 from polytok.generators import (
     AdaptiveTransformer,
-    CategoricalHead,
+    CodebookHead,
     Generator,
     Guide,
     ScaleOrder,
@@ -80,7 +80,14 @@ class VATGeneratorConfig:
                 raise ConfigError(f"{name} and {name}_model are both set; choose one tower")
 
 
-SMALL = VATGeneratorConfig(text=SmallTextConfig())
+SMALL = VATGeneratorConfig(
+    dim=160,
+    depth=5,
+    num_heads=5,
+    dropout=0.05,
+    text=SmallTextConfig(),
+    image=SmallImageConfig(),
+)
 # Depth, width and heads of the card's table (3.6), by the parameters of blocks without modulation.
 SIZES = {
     "8m": (6, 320, 5),
@@ -135,19 +142,18 @@ class VATGenerator(Generator):
     def __init__(self, config: VATGeneratorConfig, quantizer: MultiScaleVQ) -> None:
         frozen = Frozen(quantizer)
         process = ScaleOrder(quantizer)
-        vocab, code_dim = quantizer.embedding.weight.shape
         net = AdaptiveTransformer(
             dim=config.dim,
             depth=config.depth,
             num_heads=config.num_heads,
             levels=process.levels().tolist(),
             num_start=process.slots[0],
-            embed=nn.Linear(code_dim, config.dim),
+            embed=nn.Linear(quantizer.embedding.weight.shape[1], config.dim),
             dropout=config.dropout,
         )
         super().__init__(
             net,
-            CategoricalHead(config.dim, vocab),
+            CodebookHead(config.dim, quantizer.embedding.weight),
             process,
             Guide(),
             SlotConditioner(_towers(config), config.dim),

@@ -1,4 +1,4 @@
-"""How VAT's generator is trained: codes and captions of shapes, and its scores."""
+"""How VAT's generator is trained: codes, captions and pictures of shapes, and its scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polytok.core.config import from_dict, override
@@ -17,7 +19,15 @@ from polytok.core.seeding import derive, numpy_rng
 from polytok.data.codes import CodeFolder, CodeIndex, missing_passes, write_pass
 from polytok.data.prepared import PreparedFolder
 from polytok.data.shapes import ShapeSampling, ShapeSource
-from polytok.networks.pretrained import SmallTextTower, TextTokenizer, Tower
+from polytok.data.views import ViewFolder, render_folder
+from polytok.networks.pretrained import (
+    HFImageTower,
+    SmallImageTower,
+    SmallTextTower,
+    TextTokenizer,
+    Tower,
+)
+from polytok.signals.mesh import ViewSampling
 from polytok.systems.shape.vat.config import VATConfig
 from polytok.systems.shape.vat.generator import VATGenerator, preset
 from polytok.systems.shape.vat.model import VAT
@@ -47,10 +57,38 @@ class CodeSampling:
     stretch: float = 0.25
 
 
+class Backdrops:
+    """Colours objects and what is behind them, as photographs differ and renders do not."""
+
+    def __init__(self, plain: float = 0.5) -> None:
+        self.plain = plain
+
+    def __call__(self, view: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+        """A picture (3, S, S) in [0, 1] from lightness and opacity (2, S, S), 0..255.
+
+        The backdrop is white with probability ``plain``, else a slope between two colours.
+        """
+        light, alpha = view.astype(np.float32) / 255
+        grey, tint = rng.uniform(0.3, 1.0), rng.uniform(0.0, 0.5)
+        colour = (1 - tint) * grey + tint * rng.uniform(0.0, 1.0, (3, 1, 1))
+        behind = np.ones((3, 1, 1))
+        if rng.uniform() >= self.plain:
+            way, turn = np.linspace(-0.5, 0.5, light.shape[0]), rng.uniform(0, 2 * np.pi)
+            slope = 0.5 + np.cos(turn) * way[:, None] + np.sin(turn) * way
+            ends = rng.uniform(0.0, 1.0, (2, 3, 1, 1))
+            behind = (ends[0] + (ends[1] - ends[0]) * slope).clip(0, 1)
+        picture = alpha * (light * colour) + (1 - alpha) * behind
+        return torch.from_numpy(picture.astype(np.float32))
+
+
 class CodeSource:
-    """Sample number n -> ids and text, a pure function of (seed, n).
+    """Sample number n -> ids, text and a picture, a pure function of (seed, n).
 
     Each epoch visits every shape once, in an order of its own; an epoch's pass is drawn per shape.
+
+    Args:
+        text: tower that captions are prepared for. views: pictures of the same shapes.
+        backdrops: how they are coloured.
     """
 
     def __init__(
@@ -58,9 +96,14 @@ class CodeSource:
         codes: CodeFolder,
         *,
         text: Tower | None = None,
+        views: ViewFolder | None = None,
+        backdrops: Backdrops | None = None,
         seed: int = 0,
     ) -> None:
-        self.codes, self.seed = codes, seed
+        if views is not None and views.index.names != codes.index.names:
+            raise ConfigError("the views are not of the shapes that the codes are of")
+        self.codes, self.views, self.seed = codes, views, seed
+        self.backdrops = backdrops or Backdrops()
         index = codes.index
         self.text = {} if text is None else text.prepare(index.captions)
         self.is_named = [c not in ("", NO_CAPTION) for c in index.captions]
@@ -69,7 +112,9 @@ class CodeSource:
         return len(self.codes)
 
     def sample(self, n: int) -> dict[str, Tensor]:
-        """Draw sample n: ids (L,), seed (), and with a text tower text, text_mask, has_text."""
+        """Draw sample n: ids (L,), seed (), and where there is such a condition text, text_mask,
+        has_text (), image (3, S, S), has_image ().
+        """
         epoch, place = divmod(n, len(self))
         shape = int(numpy_rng(self.seed, "epoch", epoch).permutation(len(self))[place])
         rng = numpy_rng(self.seed, "sample", n)
@@ -84,7 +129,21 @@ class CodeSource:
         if self.text:
             out |= {key: rows[shape] for key, rows in self.text.items()}
             out["has_text"] = torch.tensor(self.is_named[shape])
+        if self.views is not None:
+            out |= self._picture(shape, self.codes.index.aligned[number], n)
         return out
+
+    def _picture(self, shape: int, aligned: str, n: int) -> dict[str, Tensor]:
+        assert self.views is not None
+        rng = numpy_rng(self.seed, "picture", n)
+        choices = self.views.pictures[shape]
+        view = choices[int(rng.integers(len(choices)))]
+        # The mirror image of a shape, seen from the mirrored side, is the mirror image of a view.
+        view = view[..., ::-1] if aligned == "mirrored" else view
+        return {
+            "image": self.backdrops(view, rng),
+            "has_image": torch.tensor(aligned != "none"),
+        }
 
 
 @torch.no_grad()
@@ -209,25 +268,44 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     config = replace(config, tokenizer_weights=codec.weights)
     torch.manual_seed(recipe.train.seed)
     model = VATGenerator(config, codec.model.bottleneck.quantizer)
-    codes = _data(recipe.data.train, recipe, codec, sampling)
+    codes = _codes(recipe.data.train, recipe, codec, sampling)
     if config.text is not None:
         captions = [c for c in codes.index.captions if c != NO_CAPTION]
         tower = model.tower("text")
         assert isinstance(tower, SmallTextTower)
         tower.tokenizer = TextTokenizer.train(captions, config.text.vocab_size)
-    source = CodeSource(codes, text=model.tower("text"), seed=recipe.train.seed)
+    views = _views(recipe.data.train, recipe, codes, model.tower("image"))
+    source = CodeSource(codes, text=model.tower("text"), views=views, seed=recipe.train.seed)
     validate = None
     if recipe.data.val:
         plain = replace(sampling, aligned=1, distorted=0)
-        codes = _data(recipe.data.val, recipe, codec, plain)
-        held_out = CodeSource(codes, text=model.tower("text"), seed=VAL_SEED)
+        codes = _codes(recipe.data.val, recipe, codec, plain)
+        views = _views(recipe.data.val, recipe, codes, model.tower("image"))
+        held_out = CodeSource(
+            codes,
+            text=model.tower("text"),
+            views=views,
+            backdrops=Backdrops(plain=1.0),
+            seed=VAL_SEED,
+        )
         validate = GeneratorValidation(held_out, recipe.data.num_val)
     return VATGeneratorTraining(model=model, source=source, validate=validate)
 
 
-def _data(where: str, recipe: Recipe, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:
+def _codes(where: str, recipe: Recipe, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:
     """Codes of the shapes of a folder or zip, made beside its prepared samples."""
     folder = prepared_folder(where, recipe.data.prepared)
     out = folder.with_name(f"{folder.name}-codes-{codec.weights}")
     store = PreparedFolder(folder)
     return encode_shapes(codec.model, store, out, sampling, weights=codec.weights, seed=0)
+
+
+def _views(where: str, recipe: Recipe, codes: CodeFolder, tower: Tower | None) -> ViewFolder | None:
+    """Pictures of the shapes of a folder or zip, drawn beside its prepared samples."""
+    if tower is None:
+        return None
+    assert isinstance(tower, (HFImageTower, SmallImageTower))
+    folder = prepared_folder(where, recipe.data.prepared)
+    sampling = ViewSampling(size=tower.size)
+    out = folder.with_name(f"{folder.name}-views-{tower.size}")
+    return render_folder(where, out, codes.index.names, sampling)
