@@ -176,6 +176,13 @@ def shapes(split: str, limit: int | None = None) -> list[Item]:
     return [Item(split, row["file"], row["pack"], path) for row in rows][:limit]
 
 
+def captions(split: str) -> dict[str, str]:
+    """What the metadata of ``shapes/SPLIT.zip`` says each shape is."""
+    with ZipFile(data_folder() / "shapes" / f"{split}.zip") as archive:
+        lines = archive.read("metadata.jsonl").splitlines()
+    return {r["file"]: r.get("caption", "") for r in map(json.loads, filter(None, lines))}
+
+
 def run(
     items: Iterable[Item],
     work: Callable[[Item], list[Row]],

@@ -1,0 +1,91 @@
+"""Bytes of ``.ptk`` files by coder, and bits per token by scale, on codes at effort 0.
+
+    python benchmarks/entropy_coding.py --splits val,val-unseen
+
+Packed, range coded with static counts, and coded with a generator's probabilities, without and
+with the shape's caption. The decoded meshes are the same: every file is read back to its codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import _results
+from _results import RESULTS, Item, Results, Row
+from polytok import bitstream
+from polytok.core.errors import PolytokError, SignalError
+from polytok.systems import api
+
+NO_CAPTION = "random object"
+
+
+def rows_of(item: Item, caption: str, generator: Any) -> list[Row]:
+    """Files of one shape."""
+    codec = generator.codec
+    try:
+        codes = codec.encode(item.mesh())
+    except SignalError:
+        return []
+    words = caption if caption not in ("", NO_CAPTION) else None
+    row = {**item.row, "caption": words is not None}
+    row["packed"] = len(codec.pack(codes, coder="raw")[0])
+    row["static"] = len(codec.pack(codes)[0])
+    start = time.perf_counter()
+    data = codec.pack(codes, prior=generator.prior())[0]
+    row["prior"], row["is_prior_coded"] = len(data), bitstream.read_header(data).is_prior_coded
+    row["write_seconds"] = time.perf_counter() - start
+    start = time.perf_counter()
+    back = codec.unpack(data, prior=generator.prior())
+    row["read_seconds"] = time.perf_counter() - start
+    if any(not torch.equal(a, b) for a, b in zip(back.indices, codes.indices, strict=True)):
+        raise PolytokError(f"{item.name}: the file holds other codes")
+    row["text"] = len(codec.pack(codes, prior=generator.prior(words))[0]) if words else None
+    spec, tokens = codec.spec, [level.count for level in codec.spec.levels]
+    static = bitstream.bits_per_level(codes, spec, histograms=codec.histograms)
+    row["static_bits"] = [round(b / t, 3) for b, t in zip(static, tokens, strict=True)]
+    for name, text in (("prior_bits", None), ("text_bits", words)):
+        if name == "prior_bits" or words:
+            nats = generator.score(codes, text=text)[0].nats
+            row[name] = [round(n / 0.6931471805599453, 3) for n in nats]
+    return [row]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the shapes that are not there yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="vat-512b-small-gen.shapes1")
+    parser.add_argument("--splits", default="val,val-unseen")
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    generator = api.load_generator(args.model)
+    about = {
+        "about": "whole .ptk files in bytes and ideal bits per token by scale; codes at effort 0; "
+        "prior and text fall back to the smaller coder, as files never grow",
+        "model": generator.name,
+        "weights": generator.weights,
+        "tokenizer": generator.codec.name,
+        "tokens": [level.count for level in generator.spec.levels],
+        "vocab": generator.spec.levels[0].vocab,
+        "threads": 1,
+    }
+    results = Results("entropy_coding", about, fresh=args.fresh, folder=args.out)
+    done = results.done()
+    for split in args.splits.split(","):
+        captions = _results.captions(split)
+        items = [i for i in _results.shapes(split, args.limit) if i.name not in done]
+        for number, item in enumerate(items, 1):
+            results.rows += rows_of(item, captions[item.name], generator)
+            if number % 20 == 0 or number == len(items):
+                results.save()
+
+
+if __name__ == "__main__":
+    main()
