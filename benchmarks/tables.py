@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ MISSING = "not measured yet"
 MODEL = "vat-512b-small"
 SPLITS = ("val", "val-unseen")
 LIMITS = (128, 256, 512)
+LN2 = math.log(2)
 CURVE = "training_curve"
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
@@ -169,6 +171,103 @@ def prefixes_table(folder: Path) -> str:
     return markdown(head, out)
 
 
+def sizes_table(folder: Path) -> str:
+    """Best cross-entropy of generators of several sizes, in bits per token."""
+    data = load("generator_sizes", folder)
+    if data is None:
+        return markdown(["size", "bits per token"], [[MISSING, "–"]])
+    told = data["protocol"]
+    out = [
+        [name, "–", "–", f"{told[key] / LN2:.2f}", "–"]
+        for name, key in (
+            ("packed", "raw_nats"),
+            ("counts per scale", "static_per_scale_nats"),
+            ("counts per slot", "static_per_slot_nats"),
+        )
+    ]
+    sizes: dict[str, list[Row]] = {}
+    for row in data["rows"]:
+        sizes.setdefault(row["size"], []).append(row)
+    for size, rows in sizes.items():
+        bits = [{"bits": row["best_nats"] / LN2} for row in rows]
+        at = ", ".join(f"{row['best_samples']:,}" for row in rows)
+        weights = f"{rows[0]['parameters']:,}"
+        out.append([size, weights, str(len(rows)), _spread(bits, "bits"), at])
+    return markdown(["coder", "parameters", "seeds", "bits per token", "best at samples"], out)
+
+
+def entropy_table(folder: Path) -> str:
+    """Bytes of whole files by coder, and bits per token."""
+    data = load("entropy_coding", folder)
+    if data is None:
+        return markdown(["split", "bytes"], [[MISSING, "–"]])
+    tokens = data["protocol"]["tokens"]
+    out = []
+    for split in SPLITS:
+        rows = [row for row in data["rows"] if row["split"] == split]
+        named = [row for row in rows if row["text"] is not None]
+        for coder, some in (("packed", rows), ("static", rows), ("prior", rows), ("text", named)):
+            bits = f"{coder}_bits"
+            mean_bits = "–"
+            if some and bits in some[0]:
+                each = [
+                    sum(b * t for b, t in zip(row[bits], tokens, strict=True)) / sum(tokens)
+                    for row in some
+                ]
+                mean_bits = f"{mean(each):.2f}"
+            size, static = (mean(row[name] for row in some) for name in (coder, "static"))
+            less = f"{100 * (size / static - 1):+.1f}%"
+            out.append([split, coder, str(len(some)), f"{size:.0f}", less, mean_bits])
+    head = ["split", "coder", "shapes", "bytes, mean", "against static", "bits per token"]
+    return markdown(head, out)
+
+
+def generation_table(folder: Path) -> str:
+    """Scores of generated shapes, part by part, beside what they are measured against."""
+    rows = {row["part"]: row for row in rows_of("shape_generation", folder)}
+    out: list[list[str]] = []
+    if part := rows.get("sets"):
+        for name, words in (
+            ("samples", "samples without condition"),
+            ("training", "random training shapes"),
+            ("redrawn", "training codes, later half of scales redrawn"),
+        ):
+            value = (
+                f"MMD {part[f'{name}_mmd']:.4f}, coverage {part[f'{name}_coverage']:.2f}, "
+                f"1-NNA {part[f'{name}_nna']:.2f}"
+            )
+            out.append([f"as a set, against val: {words}", value])
+    if part := rows.get("copies"):
+        error = f"nearer to a training shape than {part['tokenizer_error']:.4f}"
+        out.append([f"samples {error}", f"{100 * part['samples_copied']:.0f}%"])
+        out.append([f"val shapes {error}", f"{100 * part['val_copied']:.0f}%"])
+    if part := rows.get("text"):
+        out.append(["text, top-1 of 32: chance", f"{part['chance']:.3f}"])
+        for name, words in (
+            ("samples", "one sample per caption"),
+            ("shuffled", "captions shuffled"),
+            ("nearest_caption", "training shape of the nearest caption"),
+        ):
+            out.append([f"text, top-1 of 32: {words}", f"{part[f'{name}_top1']:.3f}"])
+    if part := rows.get("image"):
+        for name, words in (
+            ("samples", "one sample per picture"),
+            ("shuffled", "pictures shuffled"),
+            ("unconditional", "no picture"),
+            ("feature", "training shape of the nearest feature"),
+            ("silhouette", "training shape of the nearest 32-pixel silhouette"),
+        ):
+            out.append([f"picture, V-IoU: {words}", f"{part[f'{name}_v_iou']:.3f}"])
+    if part := rows.get("speed"):
+        out.append(["passes of the net per code", f"{part['passes']} for {part['scales']} scales"])
+        told = (
+            f"{part['scales_seconds']:.3f} s, raster order {part['raster_seconds']:.2f} s: "
+            f"{part['times_faster']:.1f} times faster"
+        )
+        out.append([f"tokens of one code, {part['threads']} threads, two branches", told])
+    return markdown(["what", "measured"], out or [[MISSING, "–"]])
+
+
 def _columns(rows: Sequence[Row], name: str) -> list[float]:
     return [mean(values) for values in zip(*(row[name] for row in rows), strict=True)]
 
@@ -190,6 +289,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "training": partial(training_table, preset=MODEL),
     "training-4kb": partial(training_table, preset="vat-4kb-small"),
     "prefixes": prefixes_table,
+    "generator-sizes": sizes_table,
+    "entropy": entropy_table,
+    "generation": generation_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
 }

@@ -81,6 +81,23 @@ def test_samples_repeat_and_know_which_captions_say_nothing(
         assert bool((rows == one["ids"]).all(1).any())
 
 
+def test_the_share_of_aligned_passes_is_as_asked(
+    store: PreparedFolder, tokenizer: VAT, tmp_path: Path
+) -> None:
+    codes = encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=0)
+    distorted = codes.ids[2].long()
+    assert not any(bool((codes.ids[:2, i].long() == distorted[i]).all(1).any()) for i in range(2))
+    for share, low, high in ((0.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.35, 0.65)):
+        source = CodeSource(codes, aligned_share=share)
+        drawn = [source.sample(n)["ids"] for n in range(200)]
+        found = [bool((distorted == ids).all(1).any()) for ids in drawn]
+        assert low <= sum(found) / len(found) <= high
+    with pytest.raises(ConfigError, match="aligned_share=2"):
+        CodeSampling(aligned_share=2.0)
+    with pytest.raises(ConfigError, match="aligned=0 and distorted=0"):
+        CodeSampling(aligned=0, distorted=0)
+
+
 def test_a_mirrored_code_goes_with_a_mirrored_picture_and_a_distorted_one_with_none(
     store: PreparedFolder, tokenizer: VAT, meshes: Path, tmp_path: Path
 ) -> None:

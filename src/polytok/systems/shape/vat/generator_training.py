@@ -50,11 +50,20 @@ class CodeSampling:
         aligned, distorted: passes over the shapes whose codes agree with pictures (every second
             mirrored), and passes of stretched and mirrored shapes, which have none.
         stretch: of distorted passes.
+        aligned_share: of the samples drawn, where there are passes of both kinds. Pictures are
+            learnt from aligned ones alone, all else from both.
     """
 
     aligned: int = 4
     distorted: int = 4
     stretch: float = 0.25
+    aligned_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.aligned < 0 or self.distorted < 0 or not self.aligned + self.distorted:
+            raise ConfigError(f"aligned={self.aligned} and distorted={self.distorted} passes")
+        if not 0 <= self.aligned_share <= 1:
+            raise ConfigError(f"aligned_share={self.aligned_share} is not within [0, 1]")
 
 
 class Backdrops:
@@ -88,7 +97,7 @@ class CodeSource:
 
     Args:
         text: tower that captions are prepared for. views: pictures of the same shapes.
-        backdrops: how they are coloured.
+        backdrops: how they are coloured. aligned_share: see :class:`CodeSampling`.
     """
 
     def __init__(
@@ -98,12 +107,16 @@ class CodeSource:
         text: Tower | None = None,
         views: ViewFolder | None = None,
         backdrops: Backdrops | None = None,
+        aligned_share: float = 0.5,
         seed: int = 0,
     ) -> None:
         if views is not None and views.index.names != codes.index.names:
             raise ConfigError("the views are not of the shapes that the codes are of")
         self.codes, self.views, self.seed = codes, views, seed
-        self.backdrops = backdrops or Backdrops()
+        self.backdrops, self.aligned_share = backdrops or Backdrops(), aligned_share
+        kinds = [kind != "none" for kind in codes.index.aligned]
+        self.aligned = [k for k, is_aligned in enumerate(kinds) if is_aligned]
+        self.distorted = [k for k, is_aligned in enumerate(kinds) if not is_aligned]
         index = codes.index
         self.text = {} if text is None else text.prepare(index.captions)
         self.is_named = [c not in ("", NO_CAPTION) for c in index.captions]
@@ -118,7 +131,9 @@ class CodeSource:
         epoch, place = divmod(n, len(self))
         shape = int(numpy_rng(self.seed, "epoch", epoch).permutation(len(self))[place])
         rng = numpy_rng(self.seed, "sample", n)
-        return self.draw(shape, int(rng.integers(self.codes.passes)), n)
+        is_aligned = rng.uniform() < self.aligned_share
+        passes = (self.aligned if is_aligned else self.distorted) or self.aligned or self.distorted
+        return self.draw(shape, passes[int(rng.integers(len(passes)))], n)
 
     def draw(self, shape: int, number: int, n: int) -> dict[str, Tensor]:
         """A sample of one shape and one pass."""
@@ -275,7 +290,13 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
         assert isinstance(tower, SmallTextTower)
         tower.tokenizer = TextTokenizer.train(captions, config.text.vocab_size)
     views = _views(recipe.data.train, recipe, codes, model.tower("image"))
-    source = CodeSource(codes, text=model.tower("text"), views=views, seed=recipe.train.seed)
+    source = CodeSource(
+        codes,
+        text=model.tower("text"),
+        views=views,
+        aligned_share=sampling.aligned_share,
+        seed=recipe.train.seed,
+    )
     validate = None
     if recipe.data.val:
         plain = replace(sampling, aligned=1, distorted=0)
