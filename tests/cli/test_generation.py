@@ -140,7 +140,7 @@ def test_any_text_gives_a_shape(
         (("--image", "missing.png"), "missing.png"),
         (("--format", "fbx"), "fbx"),
         (("--model", "vat-512b-small"), "is a tokenizer"),
-        (("--model", "vat-512b-small-gen"), "no trained weights"),
+        (("--model", "vat-512b-gen-8m"), "no trained weights"),
         (("--cfg", "nan"), "cfg=nan"),
         (("--cfg", -1), "cfg=-1"),
         (("--blend", 2), "blend=2"),

@@ -80,6 +80,7 @@ SYSTEMS: dict[str, System] = {
                 "vat-512b-gen-0.5b",
                 "vat-512b-gen-1.5b",
             ),
+            default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes1"},
         ),
     )
 }
@@ -87,6 +88,9 @@ SYSTEMS: dict[str, System] = {
 WEIGHTS: dict[str, Weights] = {
     "vat-512b-small.shapes1": Weights(
         preset="vat-512b-small", path="vat-512b-small.shapes1", fingerprint="263f6244"
+    ),
+    "vat-512b-small-gen.shapes1": Weights(
+        preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes1", fingerprint="3147606c"
     ),
 }
 
