@@ -29,7 +29,7 @@ from polytok.core.files import atomic_path
 from polytok.core.seeding import numpy_rng, torch_rng
 from polytok.data.codes import CodeFolder
 from polytok.data.views import ViewFolder
-from polytok.generators import Guide, RasterOrder
+from polytok.generators import Guide, RasterOrder, Sampling
 from polytok.metrics import bootstrap_mean, chamfer_matrix, set_scores
 from polytok.metrics.shape import sample_surface
 from polytok.networks.pretrained import SmallImageTower
@@ -66,7 +66,7 @@ class Bench:
         self.generator = api.load_generator(args.model)
         self.codec = self.generator.codec
         self.args = args
-        self.sampling: dict[str, Any] = {"cfg": args.cfg}
+        self.sampling: dict[str, Any] = {"cfg": args.cfg, "sampling": Sampling(top_p=args.top_p)}
 
     @cached_property
     def train(self) -> list[Item]:
@@ -414,6 +414,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codes", type=Path, help="codes of the training shapes")
     parser.add_argument("--views", type=Path, help="pictures of the training shapes")
     parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--top-p", type=float, default=0.7, help="of samples with a condition")
     parser.add_argument("--limit", type=int, default=None, help="shapes per split, for a trial")
     parser.add_argument("--sheet", type=Path, help="draw a contact sheet there")
     parser.add_argument("--fresh", action="store_true")
@@ -432,6 +433,7 @@ def main(argv: list[str] | None = None) -> None:
         "model": bench.generator.name,
         "weights": bench.generator.weights,
         "cfg": args.cfg,
+        "top_p": args.top_p,
         "resolution": RESOLUTION,
         "limit": args.limit,
     }

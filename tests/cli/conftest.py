@@ -40,7 +40,7 @@ def generator(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     made = VATGenerator(config, codec.model.bottleneck.quantizer)
     with torch.no_grad():
-        made.head.proj.weight.normal_(std=1.0)
+        made.head.proj.weight.normal_(std=0.3)
     folder = tmp_path_factory.mktemp("generator")
     hub.save_pretrained(made, config, folder, system="vat-gen", preset="vat-512b-tiny-gen")
     return folder

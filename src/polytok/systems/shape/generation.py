@@ -13,7 +13,7 @@ from torch import Tensor
 from polytok.core.contracts import Batch, Codes, TokenizerSpec
 from polytok.core.errors import ConfigError, PolytokError, WeightsError
 from polytok.core.seeding import torch_rng
-from polytok.generators import Guide, Known, Sampling
+from polytok.generators import Guide, Known, Sampling, constant
 from polytok.networks.pretrained import SmallTextTower
 from polytok.signals import image as images
 from polytok.systems.prior import PriorCoder
@@ -85,7 +85,8 @@ class ShapeGenerator:
             text, image: conditions; both are blended, ``blend`` being the share of the image. An
                 image without transparency and with one plain border colour is cut out of it; any
                 other is used as it is.
-            cfg: guidance strength w of (1 + w) c - w u at the last scale, 0 at the first.
+            cfg: guidance strength w of (1 + w) c - w u, at every scale: the first ones decide
+                what a shape is.
 
         Raises:
             PolytokError: a number is out of range, or the prompt cannot be used.
@@ -196,7 +197,7 @@ class ShapeGenerator:
         if not 0 <= blend <= 1:
             raise ConfigError(f"blend={blend} is not within [0, 1]")
         prompt, shares = self._prompt(text, image, MICRO_BATCH, blend=blend)
-        guide = Guide(shares=shares, strength=cfg if shares else 0.0)
+        guide = Guide(shares=shares, strength=cfg if shares else 0.0, schedule=constant)
         return self._stream(prompt, guide, count, seed, sampling or Sampling(), kept)
 
     def _stream(
