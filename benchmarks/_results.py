@@ -122,7 +122,8 @@ class Results:
 def _relative(arguments: list[str]) -> list[str]:
     script = Path(arguments[0]).resolve()
     name = str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name
-    return [name, *arguments[1:]]
+    # Where folders lie on the machine that ran is nobody's business.
+    return [name, *(Path(a).name if Path(a).is_absolute() else a for a in arguments[1:])]
 
 
 def _short(row: Row) -> Row:
