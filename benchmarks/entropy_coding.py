@@ -9,6 +9,7 @@ with the shape's caption. The decoded meshes are the same: every file is read ba
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from _results import RESULTS, Item, Results, Row
 from polytok import bitstream
 from polytok.core.errors import PolytokError, SignalError
 from polytok.systems import api
-
-NO_CAPTION = "random object"
+from polytok.systems.shape.vat.generator_training import NO_CAPTION
 
 
 def rows_of(item: Item, caption: str, generator: Any) -> list[Row]:
@@ -51,7 +51,7 @@ def rows_of(item: Item, caption: str, generator: Any) -> list[Row]:
     for name, text in (("prior_bits", None), ("text_bits", words)):
         if name == "prior_bits" or words:
             nats = generator.score(codes, text=text)[0].nats
-            row[name] = [round(n / 0.6931471805599453, 3) for n in nats]
+            row[name] = [round(n / math.log(2), 3) for n in nats]
     return [row]
 
 

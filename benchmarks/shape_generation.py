@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
 
 import _results
+from _clouds import SEED, cloud, shortlist
 from _results import RESULTS, Item, Results, Row
 from polytok.core.contracts import Codes
 from polytok.core.errors import UnknownNameError
@@ -31,32 +31,22 @@ from polytok.data.codes import CodeFolder
 from polytok.data.views import ViewFolder
 from polytok.generators import Guide, RasterOrder, Sampling
 from polytok.metrics import bootstrap_mean, chamfer_matrix, set_scores
-from polytok.metrics.shape import sample_surface
+from polytok.metrics.shape import intersection_over_union
 from polytok.networks.pretrained import SmallImageTower
 from polytok.signals import mesh as meshes
 from polytok.systems import api
+from polytok.systems.shape.generation import UNIT_SCALE
 from polytok.systems.shape.vat.generator import VATGenerator
+from polytok.systems.shape.vat.generator_training import NO_CAPTION
 
 POINTS = 2048
 FEW = 256
 SHORTLIST = 32
 RESOLUTION = 96
 DRAWS, GROUP = 200, 32
-SEED = 0
-NO_CAPTION = "random object"
 VOLUME = 8192
 
-Array = NDArray[np.float64]
-
-
-def cloud(mesh: trimesh.Trimesh, key: str, points: int = POINTS) -> Array:
-    """Samples (P, 3) of a mesh, its box centred and its longest side 2; zeros if it has no area."""
-    if not len(mesh.faces):
-        return np.zeros((points, 3))
-    low, high = mesh.bounds
-    vertices = (np.asarray(mesh.vertices) - (low + high) / 2) * (2 / float((high - low).max()))
-    surface = sample_surface(vertices, np.asarray(mesh.faces), points, numpy_rng(SEED, key))
-    return np.zeros((points, 3)) if surface is None else surface.points
+Array = NDArray[np.floating[Any]]
 
 
 class Bench:
@@ -82,7 +72,7 @@ class Bench:
 
     @cached_property
     def val_clouds(self) -> Array:
-        return np.stack([cloud(i.mesh(), i.name) for i in self.val])
+        return np.stack([cloud(i.mesh(), i.name, POINTS) for i in self.val])
 
     @cached_property
     def samples(self) -> Codes:
@@ -96,7 +86,7 @@ class Bench:
     def clouds(self, codes: Codes, key: str) -> Array:
         """Clouds of decoded codes."""
         decoded = (self.codec.decode(codes[i], resolution=RESOLUTION)[0] for i in range(len(codes)))
-        return np.stack([cloud(m, f"{key}-{i}") for i, m in enumerate(decoded)])
+        return np.stack([cloud(m, f"{key}-{i}", POINTS) for i, m in enumerate(decoded)])
 
 
 def sets(bench: Bench) -> Row:
@@ -105,7 +95,7 @@ def sets(bench: Bench) -> Row:
     real = bench.val_clouds
     among = chamfer_matrix(real)
     chosen = rng.choice(len(bench.train), len(real), replace=False)
-    training = np.stack([cloud(bench.train[i].mesh(), bench.train[i].name) for i in chosen])
+    training = np.stack([cloud(bench.train[i].mesh(), bench.train[i].name, POINTS) for i in chosen])
     ids = bench.codes.ids[0, torch.from_numpy(chosen)].long().clone()
     ends = np.cumsum([0, *bench.codes.index.slots])
     for level in range(len(ends) // 2, len(ends) - 1):
@@ -114,7 +104,7 @@ def sets(bench: Bench) -> Row:
         draws = torch.from_numpy(rng.integers(len(pool), size=ids[:, span].shape))
         ids[:, span] = pool[draws]
     count = len(ids)
-    meta = {"centre": torch.zeros(count, 3), "scale": torch.full((count,), 1.96)}
+    meta = {"centre": torch.zeros(count, 3), "scale": torch.full((count,), UNIT_SCALE)}
     parts = torch.split(ids, list(bench.codes.index.slots), dim=1)
     shuffled = Codes(indices=tuple(parts), meta=meta)
     kept = [i for i in range(count) if not bench.codec.is_empty(shuffled[i])]
@@ -132,15 +122,17 @@ def sets(bench: Bench) -> Row:
 
 def copies(bench: Bench) -> Row:
     """Share of samples, and of val, nearer to a training shape than the tokenizer's error."""
-    bank = np.stack([cloud(i.mesh(), i.name, FEW) for i in bench.train]).astype(np.float32)
+    bank = np.stack([cloud(i.mesh(), i.name, FEW) for i in bench.train])
 
     def nearest(clouds: Array) -> NDArray[np.int64]:
-        return np.stack([_shortlist(c[:: POINTS // FEW].astype(np.float32), bank) for c in clouds])
+        return np.stack([shortlist(c[:: POINTS // FEW], bank, SHORTLIST) for c in clouds])
 
     def distances(clouds: Array) -> Array:
         out = []
         for one, close in zip(clouds, nearest(clouds), strict=True):
-            others = np.stack([cloud(bench.train[i].mesh(), bench.train[i].name) for i in close])
+            others = np.stack(
+                [cloud(bench.train[i].mesh(), bench.train[i].name, POINTS) for i in close]
+            )
             out.append(chamfer_matrix(one[None], others).min())
         return np.asarray(out)
 
@@ -148,7 +140,7 @@ def copies(bench: Bench) -> Row:
         bench.codec.decode(bench.codec.encode(i.mesh()), resolution=RESOLUTION)[0]
         for i in bench.val
     ]
-    again = np.stack([cloud(m, f"decoded-{k}") for k, m in enumerate(decoded)])
+    again = np.stack([cloud(m, f"decoded-{k}", POINTS) for k, m in enumerate(decoded)])
     errors = np.array(
         [
             chamfer_matrix(a[None], b[None])[0, 0]
@@ -165,15 +157,6 @@ def copies(bench: Bench) -> Row:
         "samples_nearest": float(np.median(of_samples)),
         "val_nearest": float(np.median(of_val)),
     }
-
-
-def _shortlist(few: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.int64]:
-    rough = np.empty(len(bank))
-    for i, other in enumerate(bank):
-        squared = (few**2).sum(1)[:, None] - 2 * few @ other.T + (other**2).sum(1)
-        apart = np.sqrt(np.maximum(squared, 0))
-        rough[i] = apart.min(0).mean() + apart.min(1).mean()
-    return np.argsort(rough, kind="stable")[:SHORTLIST]
 
 
 def _words(caption: str) -> dict[str, int]:
@@ -202,13 +185,13 @@ def text(bench: Bench) -> Row:
                 captions.append(told[item.name])
     distinct = sorted(set(captions))
     place = np.array([distinct.index(c) for c in captions])
-    real = np.stack([cloud(i.mesh(), i.name) for i in items])
+    real = np.stack([cloud(i.mesh(), i.name, POINTS) for i in items])
     drawn = Codes.cat([bench.generator.generate(c, seed=SEED, **bench.sampling) for c in distinct])
     across = chamfer_matrix(bench.clouds(drawn, "text"), real)
     told = _results.captions("train")
     grams = [(i, _words(told[i.name])) for i in bench.train if told[i.name] not in ("", NO_CAPTION)]
     found = [max(grams, key=lambda g: _likeness(_words(c), g[1]))[0] for c in distinct]
-    nearest = chamfer_matrix(np.stack([cloud(i.mesh(), i.name) for i in found]), real)
+    nearest = chamfer_matrix(np.stack([cloud(i.mesh(), i.name, POINTS) for i in found]), real)
     rng = numpy_rng(SEED, "text")
     hits: dict[str, list[float]] = {"samples": [], "shuffled": [], "nearest_caption": []}
     for _ in range(DRAWS):
@@ -263,10 +246,10 @@ def image(bench: Bench) -> Row:
             codes = bench.generator.generate(image=picture, seed=k, **bench.sampling)
             with torch.inference_mode():
                 inside = bench.codec.field(codes)(queries)[0].numpy() > 0
-            scores.setdefault(name, []).append(_iou(inside, truth))
+            scores.setdefault(name, []).append(intersection_over_union(inside, truth))
         for name, place in found.items():
             inside = field(by_name[training.index.names[place]])(points)
-            scores.setdefault(name, []).append(_iou(inside, truth))
+            scores.setdefault(name, []).append(intersection_over_union(inside, truth))
     return {"shapes": len(bench.val), "points": VOLUME} | {
         f"{name}_v_iou": bootstrap_mean(values).mean for name, values in scores.items()
     }
@@ -308,11 +291,6 @@ def _features(tower: SmallImageTower, pictures: NDArray[np.uint8]) -> NDArray[np
         pooled = torch.nn.functional.normalize(pooled, dim=-1)
         out.append(pooled.unflatten(0, block.shape[:2]).numpy())
     return np.concatenate(out)
-
-
-def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    union = (one | other).sum()
-    return float((one & other).sum() / union) if union else 1.0
 
 
 def speed(bench: Bench) -> Row:

@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 import _results
+from _clouds import cloud, shortlist
 from _results import Item, Results, Row, load_codec
 from polytok.core.errors import SignalError
-from polytok.core.seeding import numpy_rng
-from polytok.metrics import CONVENTIONS, ShapeReference, draco_fit
-from polytok.metrics.shape import sample_surface
+from polytok.metrics import CONVENTIONS, ShapeReference, chamfer_matrix, draco_fit
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 3990, 4096)
 EFFORTS = (0, 5, 9)
@@ -98,39 +96,22 @@ def ceiling_rows(item: Item, resolutions: tuple[int, ...] = (128,)) -> list[Row]
     return rows
 
 
-def _normalised(mesh: trimesh.Trimesh, points: int, key: str) -> NDArray[np.float32]:
-    low, high = mesh.bounds
-    vertices = (np.asarray(mesh.vertices) - (low + high) / 2) * (2 / float((high - low).max()))
-    surface = sample_surface(vertices, np.asarray(mesh.faces), points, numpy_rng(SEED, key))
-    return np.zeros((points, 3), np.float32) if surface is None else surface.points.astype("f4")
-
-
 @lru_cache(maxsize=1)
 def bank() -> tuple[list[Item], NDArray[np.float32]]:
     """Every training shape with a few points on it, centred and with longest side 2."""
     items = _results.shapes("train")
-    return items, np.stack([_normalised(i.mesh(), BANK_POINTS, i.name) for i in items])
-
-
-def _chamfer(points: NDArray[np.float32], others: NDArray[np.float32]) -> float:
-    there, back = cKDTree(others).query(points)[0], cKDTree(points).query(others)[0]
-    return float(there.mean() + back.mean()) / 2
+    return items, np.stack([cloud(i.mesh(), i.name, BANK_POINTS) for i in items])
 
 
 def retrieval_rows(item: Item) -> list[Row]:
     """The training shape of least Chamfer distance, put into the box of the source: an oracle."""
     items, clouds = bank()
     mesh = item.mesh()
-    few = _normalised(mesh, BANK_POINTS, item.name)
-    rough = np.empty(len(items))
-    for i, cloud in enumerate(clouds):
-        squared = (few**2).sum(1)[:, None] - 2 * few @ cloud.T + (cloud**2).sum(1)
-        apart = np.sqrt(np.maximum(squared, 0))
-        rough[i] = apart.min(0).mean() + apart.min(1).mean()
-    fine = _normalised(mesh, FINE_POINTS, item.name)
-    close = np.argsort(rough, kind="stable")[:SHORTLIST]
-    chamfer = [_chamfer(fine, _normalised(items[i].mesh(), FINE_POINTS, "fine")) for i in close]
-    best = items[close[int(np.argmin(chamfer))]]
+    few = cloud(mesh, item.name, BANK_POINTS)
+    close = shortlist(few, clouds, SHORTLIST)
+    fine = cloud(mesh, item.name, FINE_POINTS)
+    others = np.stack([cloud(items[i].mesh(), "fine", FINE_POINTS) for i in close])
+    best = items[close[int(chamfer_matrix(fine[None], others).argmin())]]
     found = best.mesh()
     low, high = found.bounds
     start, end = mesh.bounds

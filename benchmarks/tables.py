@@ -264,7 +264,7 @@ def generation_table(folder: Path) -> str:
             f"{part['scales_seconds']:.3f} s, raster order {part['raster_seconds']:.2f} s: "
             f"{part['times_faster']:.1f} times faster"
         )
-        out.append([f"tokens of one code, {part['threads']} threads, two branches", told])
+        out.append([f"tokens of one code, two branches, threads: {part['threads']}", told])
     return markdown(["what", "measured"], out or [[MISSING, "–"]])
 
 

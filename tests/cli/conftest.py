@@ -8,6 +8,7 @@ import pytest
 import torch
 import trimesh
 
+from cli.commands import run
 from polytok.core import hub
 from polytok.core.config import override
 from polytok.systems import api
@@ -44,6 +45,14 @@ def generator(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generator")
     hub.save_pretrained(made, config, folder, system="vat-gen", preset="vat-512b-tiny-gen")
     return folder
+
+
+@pytest.fixture
+def code(model: Path, box: Path, tmp_path: Path) -> Path:
+    """The code of ``box`` by ``model``."""
+    path = tmp_path / "box.ptk"
+    assert run("encode", box, "-o", path, "--model", model) == 0
+    return path
 
 
 @pytest.fixture

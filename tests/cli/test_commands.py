@@ -8,25 +8,14 @@ from pathlib import Path
 import pytest
 import trimesh
 
-from polytok.cli import run
+from cli.commands import run
 from polytok.systems import api
-
-
-def _run(*arguments: object) -> int:
-    return run([str(a) for a in arguments])
-
-
-@pytest.fixture
-def code(model: Path, box: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "box.ptk"
-    assert _run("encode", box, "-o", path, "--model", model) == 0
-    return path
 
 
 def test_round_trip(code: Path, model: Path, tmp_path: Path) -> None:
     for suffix in ("glb", "obj", "ply", "stl"):
         out = tmp_path / f"back.{suffix}"
-        assert _run("decode", code, "-o", out, "--model", model, "--res", 32) == 0
+        assert run("decode", code, "-o", out, "--model", model, "--res", 32) == 0
         assert len(trimesh.load(out, force="mesh").faces) > 0
 
 
@@ -34,14 +23,14 @@ def test_encoding_twice_gives_the_same_bytes(
     code: Path, model: Path, box: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again.ptk"
-    assert _run("encode", box, "-o", again, "--model", model) == 0
+    assert run("encode", box, "-o", again, "--model", model) == 0
     assert again.read_bytes() == code.read_bytes()
 
 
 def test_info_counts_bytes_and_restores_the_box(
     code: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run("info", code, "--model", model, "--json") == 0
+    assert run("info", code, "--model", model, "--json") == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert facts["bytes"] == code.stat().st_size
     assert facts["longest_side"] == pytest.approx(3.0, rel=1e-5)
@@ -52,8 +41,8 @@ def test_truncate_equals_encoding_to_fewer_bytes(
     code: Path, model: Path, box: Path, tmp_path: Path
 ) -> None:
     cut, short = tmp_path / "cut.ptk", tmp_path / "short.ptk"
-    assert _run("truncate", code, "--bytes", 45, "-o", cut, "--model", model) == 0
-    assert _run("encode", box, "-o", short, "--bytes", 45, "--model", model) == 0
+    assert run("truncate", code, "--bytes", 45, "-o", cut, "--model", model) == 0
+    assert run("encode", box, "-o", short, "--bytes", 45, "--model", model) == 0
     assert cut.read_bytes() == short.read_bytes()
     assert len(cut.read_bytes()) <= 45
 
@@ -63,17 +52,17 @@ def test_a_cut_file_decodes_only_when_asked(
 ) -> None:
     cut, out = tmp_path / "cut.ptk", tmp_path / "back.glb"
     cut.write_bytes(code.read_bytes()[:-1])
-    assert _run("decode", cut, "-o", out, "--model", model, "--res", 32) == 2
+    assert run("decode", cut, "-o", out, "--model", model, "--res", 32) == 2
     assert not out.exists()
-    assert _run("decode", cut, "-o", out, "--model", model, "--res", 32, "--partial") == 0
+    assert run("decode", cut, "-o", out, "--model", model, "--res", 32, "--partial") == 0
     assert "whole scales" in capsys.readouterr().err
 
 
 def test_nothing_is_replaced_silently(code: Path, model: Path, box: Path) -> None:
     before = code.read_bytes()
-    assert _run("encode", box, "-o", code, "--model", model, "--seed", 1) == 2
+    assert run("encode", box, "-o", code, "--model", model, "--seed", 1) == 2
     assert code.read_bytes() == before
-    assert _run("encode", box, "-o", code, "--model", model, "--force") == 0
+    assert run("encode", box, "-o", code, "--model", model, "--force") == 0
 
 
 def test_a_bad_input_of_a_batch_costs_itself_alone(
@@ -83,13 +72,13 @@ def test_a_bad_input_of_a_batch_costs_itself_alone(
     folder.mkdir()
     (folder / "good.glb").write_bytes(box.read_bytes())
     (folder / "bad.glb").write_text("no mesh")
-    assert _run("encode", folder, "-o", out, "--model", model) == 2
+    assert run("encode", folder, "-o", out, "--model", model) == 2
     assert [p.name for p in out.iterdir()] == ["good.ptk"]
     assert "bad.glb" in capsys.readouterr().err
 
 
 def test_compare_of_a_mesh_with_itself(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("compare", box, box, "--json") == 0
+    assert run("compare", box, box, "--json") == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["f_002"] == 1
     assert scores["cd_l1"] < 1e-6
@@ -100,7 +89,7 @@ def test_evaluate_scores_every_shape(
 ) -> None:
     out = tmp_path / "scores.json"
     arguments = ("evaluate", box.parent, "--model", model, "--res", 32, "--prefixes", "-o", out)
-    assert _run(*arguments) == 0
+    assert run(*arguments) == 0
     report = json.loads(out.read_text())
     assert report["shapes"] == report["encoded"] == 1
     assert {"f_002", "outer_f_002", "v_iou", "cs_iou"} <= report["summary"].keys()
@@ -113,7 +102,7 @@ def test_evaluate_lists_what_cannot_be_read(
     out = tmp_path / "scores.json"
     (box.parent / "a_bad.glb").write_text("no mesh")
     arguments = ("evaluate", box.parent, "--model", model, "--res", 32, "-o", out)
-    assert _run(*arguments) == 2
+    assert run(*arguments) == 2
     report = json.loads(out.read_text())
     assert (report["shapes"], report["encoded"]) == (2, 1)
     assert [r["shape"] for r in report["rows"]] == ["box.glb"]
@@ -136,7 +125,7 @@ def test_a_folder_of_codes_loads_its_weights_once(
 
     original = api.codec_for
     monkeypatch.setattr(api, "codec_for", load)
-    assert _run("decode", folder, "-o", out, "--model", model, "--res", 32) == 0
+    assert run("decode", folder, "-o", out, "--model", model, "--res", 32) == 0
     assert sorted(p.name for p in out.iterdir()) == ["a.glb", "b.glb"]
     assert len(loads) == 1
 
@@ -146,7 +135,7 @@ def test_demo_keeps_what_a_folder_holds(
 ) -> None:
     mine = tmp_path / "demo.png"
     mine.write_text("mine")
-    assert _run("demo", "-o", tmp_path, "--model", model) == 2
+    assert run("demo", "-o", tmp_path, "--model", model) == 2
     assert "--force" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["demo.png"] and mine.read_text() == "mine"
 
@@ -155,14 +144,14 @@ def test_demo_writes_a_picture_and_meshes(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "demo"
-    assert _run("demo", "-o", out, "--model", model, "--effort", 0) == 0
+    assert run("demo", "-o", out, "--model", model, "--effort", 0) == 0
     assert (out / "demo.png").stat().st_size > 10_000
     assert len(list(out.glob("*-original.glb"))) == 5
     assert "Draco" in capsys.readouterr().out
 
 
 def test_list_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("list", "--json") == 0
+    assert run("list", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["system"] == "vat"
-    assert _run("doctor", "--json") == 0
+    assert run("doctor", "--json") == 0
     assert "torch" in json.loads(capsys.readouterr().out)

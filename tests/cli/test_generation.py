@@ -10,21 +10,10 @@ import torch
 import trimesh
 from PIL import Image
 
-from polytok.cli import run
+from cli.commands import run
 from polytok.systems import api
 
 FAST = ("--res", 32)
-
-
-def _run(*arguments: object) -> int:
-    return run([str(a) for a in arguments])
-
-
-@pytest.fixture
-def code(model: Path, box: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "box.ptk"
-    assert _run("encode", box, "-o", path, "--model", model) == 0
-    return path
 
 
 @pytest.fixture
@@ -36,7 +25,7 @@ def picture(tmp_path: Path) -> Path:
 
 def test_generate_writes_meshes_codes_and_a_sheet(generator: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert _run("generate", "Wooden Barrel!", "-n", 3, "-o", out, "--model", generator, *FAST) == 0
+    assert run("generate", "Wooden Barrel!", "-n", 3, "-o", out, "--model", generator, *FAST) == 0
     names = {f"wooden-barrel-{i}.{s}" for i in range(3) for s in ("glb", "ptk")}
     assert {p.name for p in out.iterdir()} == names | {"wooden-barrel.png"}
     assert len(trimesh.load(out / "wooden-barrel-1.glb", force="mesh").faces) > 0
@@ -63,7 +52,7 @@ def test_complete_keeps_the_coarse_scales_and_the_size(
 ) -> None:
     out = tmp_path / "done"
     arguments = ("--from-scale", 3, "-n", 2, "-o", out, "--model", generator, *FAST)
-    assert _run("complete", code, *arguments) == 0
+    assert run("complete", code, *arguments) == 0
     codec = api.load_codec(model)
     first = codec.unpack(code.read_bytes())
     for i in range(2):
@@ -75,7 +64,7 @@ def test_complete_keeps_the_coarse_scales_and_the_size(
 
 
 def test_score_adds_up(code: Path, generator: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("score", code, "--model", generator, "--text", "box", "--json") == 0
+    assert run("score", code, "--model", generator, "--text", "box", "--json") == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     total = sum(n * t for n, t in zip(facts["nats_per_scale"], facts["tokens"], strict=True))
     assert facts["nats_per_token"] == pytest.approx(total / sum(facts["tokens"]), abs=1e-2)
@@ -104,16 +93,16 @@ def test_a_prior_coded_file_comes_back(
     found = made.codec.unpack(data, prior=made.prior(text))
     assert all(torch.equal(a, b) for a, b in zip(found.indices, codes.indices, strict=True))
     given = ("--model", model, "--prior", generator, *(("--text", text) if text else ()))
-    assert _run("decode", path, "-o", tmp_path / "a.glb", *given, *FAST) == 0
-    assert _run("info", path, *given) == 0
+    assert run("decode", path, "-o", tmp_path / "a.glb", *given, *FAST) == 0
+    assert run("info", path, *given) == 0
 
 
 def test_encode_with_a_prior(model: Path, generator: Path, box: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.ptk"
     given = ("--model", model, "--coder", "prior", "--prior", generator)
-    assert _run("encode", box, "-o", out, *given) == 0
+    assert run("encode", box, "-o", out, *given) == 0
     plain = tmp_path / "q.ptk"
-    assert _run("encode", box, "-o", plain, "--model", model) == 0
+    assert run("encode", box, "-o", plain, "--model", model) == 0
     assert out.stat().st_size <= plain.stat().st_size
 
 
@@ -125,7 +114,7 @@ def test_any_text_gives_a_shape(
     prompt: str, is_cut: bool, generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.glb"
-    assert _run("generate", prompt, "-o", out, "--model", generator, *FAST) == 0
+    assert run("generate", prompt, "-o", out, "--model", generator, *FAST) == 0
     assert ("its end is left out" in capsys.readouterr().err) is is_cut
 
 
@@ -154,7 +143,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    assert _run("generate", "chair", "-o", out, "--model", generator, *arguments) == 2
+    assert run("generate", "chair", "-o", out, "--model", generator, *arguments) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -164,7 +153,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_a_corrupt_picture_is_one_line(generator: Path, picture: Path, tmp_path: Path) -> None:
     picture.write_bytes(picture.read_bytes()[:40])
     arguments = ("--image", picture, "-o", tmp_path / "a.glb", "--model", generator)
-    assert _run("generate", *arguments) == 2
+    assert run("generate", *arguments) == 2
     assert not (tmp_path / "a.glb").exists()
 
 
@@ -173,18 +162,18 @@ def test_a_scale_out_of_range_is_refused(
     scale: int, code: Path, generator: Path, tmp_path: Path
 ) -> None:
     arguments = ("--from-scale", scale, "-o", tmp_path / "a.glb", "--model", generator)
-    assert _run("complete", code, *arguments) == 2
+    assert run("complete", code, *arguments) == 2
 
 
 def test_codes_and_priors_of_other_weights_are_refused(
     generator: Path, box: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.ptk"
-    assert _run("encode", box, "-o", other) == 0
-    assert _run("score", other, "--model", generator) == 2
-    assert _run("complete", other, "--from-scale", 2, "-o", tmp_path, "--model", generator) == 2
+    assert run("encode", box, "-o", other) == 0
+    assert run("score", other, "--model", generator) == 2
+    assert run("complete", other, "--from-scale", 2, "-o", tmp_path, "--model", generator) == 2
     given = ("--coder", "prior", "--prior", generator)
-    assert _run("encode", box, "-o", tmp_path / "x.ptk", *given) == 2
+    assert run("encode", box, "-o", tmp_path / "x.ptk", *given) == 2
     assert capsys.readouterr().err.count("error:") == 3
 
 
@@ -196,4 +185,4 @@ def test_a_changed_tokenizer_is_refused(generator: Path, tmp_path: Path) -> None
     text = (folder / "config.json").read_text()
     weights = json.loads(text)["config"]["tokenizer_weights"]
     (folder / "config.json").write_text(text.replace(weights, "00c0ffee"))
-    assert _run("generate", "a", "-o", tmp_path / "a.glb", "--model", folder) == 2
+    assert run("generate", "a", "-o", tmp_path / "a.glb", "--model", folder) == 2

@@ -37,7 +37,7 @@ PriorText = Annotated[
     str | None, typer.Option("--text", help="Text of a prior-coded file; the file holds none.")
 ]
 Image = Annotated[Path | None, typer.Option(help="A picture of what is wanted.")]
-Strength = Annotated[float, typer.Option(help="Guidance at the last scale; 0 for none.")]
+Strength = Annotated[float, typer.Option(help="Guidance by the conditions; 0 for none.")]
 Blend = Annotated[float, typer.Option(help="Share of the image beside a text.")]
 Temperature = Annotated[float, typer.Option(help="Below 1 plays safe.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from all.")]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,11 +92,20 @@ def missing_passes(folder: Path, index: CodeIndex) -> Sequence[int]:
         ConfigError: the folder holds other codes, which would be mistaken for these.
     """
     path = folder / INDEX
-    if path.is_file():
-        if json.loads(path.read_text()) != to_dict(index):
-            raise ConfigError(f"{folder} holds other codes; use another folder, or remove it")
-    elif pass_path(folder, 0).is_file():
+    if not path.is_file() and pass_path(folder, 0).is_file():
         raise ConfigError(f"{folder} holds codes without {INDEX}; use another folder")
-    else:
-        write_text(path, json.dumps(to_dict(index)) + "\n")
+    keep_index(path, index, "codes")
     return [a for a in range(len(index.aligned)) if not pass_path(folder, a).is_file()]
+
+
+def keep_index(path: Path, index: Any, what: str) -> None:
+    """Write what a folder is to hold, a dataclass, where nothing says so yet.
+
+    Raises:
+        ConfigError: the folder holds something else, called ``what``.
+    """
+    told = to_dict(index)
+    if not path.is_file():
+        write_text(path, json.dumps(told) + "\n")
+    elif json.loads(path.read_text()) != told:
+        raise ConfigError(f"{path.parent} holds other {what}; use another folder, or remove it")

@@ -84,8 +84,7 @@ def prepare_folder(
         failed: dict[str, str] = {}
         bar = stack.enter_context(_Bar(len(files), len(done), progress))
         try:
-            workers = processes or os.cpu_count() or 1
-            results = run_jobs(_prepare_one, jobs, processes=workers, time_limit=time_limit)
+            results = run_jobs(_prepare_one, jobs, processes=processes, time_limit=time_limit)
             with closing(results):
                 for job, got in results:
                     if isinstance(got, Failure):

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from polytok.core.config import from_dict, to_dict
-from polytok.core.errors import ConfigError, PolytokError, one_line
-from polytok.core.files import atomic_path, opened_folder, write_text
+from polytok.core.config import from_dict
+from polytok.core.errors import PolytokError, one_line
+from polytok.core.files import atomic_path, opened_folder
 from polytok.core.seeding import numpy_rng
+from polytok.data.codes import keep_index
 from polytok.data.workers import Failure, run_jobs, termination_as_interrupt
 from polytok.signals.mesh.views import ViewSampling
 
@@ -80,19 +81,13 @@ def render_folder(
     """
     out = Path(out)
     index = ViewIndex(names=tuple(names), sampling=sampling, seed=seed)
-    path, told = out / INDEX, to_dict(index)
-    if not path.is_file():
-        write_text(path, json.dumps(told) + "\n")
-    elif json.loads(path.read_text()) != json.loads(json.dumps(told)):
-        raise ConfigError(f"{out} holds other views; use another folder, or remove it")
+    keep_index(out / INDEX, index, "views")
     missing = [name for name in names if not _path(out, name).is_file()]
     if missing:
         with termination_as_interrupt(), opened_folder(source) as root:
             jobs = [_Job(str(root), name, str(out), sampling, seed) for name in missing]
-            workers = processes or os.cpu_count() or 1
-            results = run_jobs(_draw, jobs, processes=workers, time_limit=TIME_LIMIT)
-            with closing(results):
-                for job, got in results:
+            with closing(run_jobs(_draw, jobs, processes=processes, time_limit=TIME_LIMIT)) as done:
+                for job, got in done:
                     if isinstance(got, Failure):
                         raise PolytokError(f"{job.name} cannot be drawn: {got.reason}")
     return ViewFolder(out)

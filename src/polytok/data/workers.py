@@ -41,7 +41,7 @@ def run_jobs(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
-    processes: int,
+    processes: int | None = None,
     time_limit: float = math.inf,
 ) -> Generator[tuple[Job, Result | Failure], None, None]:
     """Run ``function`` on each job in worker processes of one thread; yield as they finish.
@@ -52,7 +52,9 @@ def run_jobs(
 
     Args:
         function: importable from its module, as each worker starts afresh.
+        processes: None for one per core.
     """
+    processes = processes or os.cpu_count() or 1
     for name in _THREADS:
         os.environ.setdefault(name, "1")
     rest, suspects = list(reversed(jobs)), list[Job]()

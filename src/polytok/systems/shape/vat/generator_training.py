@@ -283,13 +283,14 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     config = replace(config, tokenizer_weights=codec.weights)
     torch.manual_seed(recipe.train.seed)
     model = VATGenerator(config, codec.model.bottleneck.quantizer)
-    codes = _codes(recipe.data.train, recipe, codec, sampling)
+    folder = prepared_folder(recipe.data.train, recipe.data.prepared)
+    codes = _codes(folder, codec, sampling)
     if config.text is not None:
         captions = [c for c in codes.index.captions if c != NO_CAPTION]
         tower = model.tower("text")
         assert isinstance(tower, SmallTextTower)
         tower.tokenizer = TextTokenizer.train(captions, config.text.vocab_size)
-    views = _views(recipe.data.train, recipe, codes, model.tower("image"))
+    views = _views(recipe.data.train, folder, codes, model.tower("image"))
     source = CodeSource(
         codes,
         text=model.tower("text"),
@@ -300,8 +301,9 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     validate = None
     if recipe.data.val:
         plain = replace(sampling, aligned=1, distorted=0)
-        codes = _codes(recipe.data.val, recipe, codec, plain)
-        views = _views(recipe.data.val, recipe, codes, model.tower("image"))
+        folder = prepared_folder(recipe.data.val, recipe.data.prepared)
+        codes = _codes(folder, codec, plain)
+        views = _views(recipe.data.val, folder, codes, model.tower("image"))
         held_out = CodeSource(
             codes,
             text=model.tower("text"),
@@ -313,20 +315,18 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     return VATGeneratorTraining(model=model, source=source, validate=validate)
 
 
-def _codes(where: str, recipe: Recipe, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:
-    """Codes of the shapes of a folder or zip, made beside its prepared samples."""
-    folder = prepared_folder(where, recipe.data.prepared)
+def _codes(folder: Path, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:
+    """Codes of prepared shapes, made beside them."""
     out = folder.with_name(f"{folder.name}-codes-{codec.weights}")
     store = PreparedFolder(folder)
     return encode_shapes(codec.model, store, out, sampling, weights=codec.weights, seed=0)
 
 
-def _views(where: str, recipe: Recipe, codes: CodeFolder, tower: Tower | None) -> ViewFolder | None:
-    """Pictures of the shapes of a folder or zip, drawn beside its prepared samples."""
+def _views(source: str, folder: Path, codes: CodeFolder, tower: Tower | None) -> ViewFolder | None:
+    """Pictures of the meshes of a folder or zip, drawn beside its prepared shapes."""
     if tower is None:
         return None
     assert isinstance(tower, (HFImageTower, SmallImageTower))
-    folder = prepared_folder(where, recipe.data.prepared)
     sampling = ViewSampling(size=tower.size)
     out = folder.with_name(f"{folder.name}-views-{tower.size}")
-    return render_folder(where, out, codes.index.names, sampling)
+    return render_folder(source, out, codes.index.names, sampling)
