@@ -1,0 +1,1 @@
+"""Tools that read, judge and exchange text tokenizers."""

@@ -1,0 +1,1 @@
+"""Closed forms and regularisers: what a model must do before it is trained."""
