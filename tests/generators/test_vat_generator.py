@@ -129,6 +129,19 @@ def test_scales_weighted_by_their_slots_give_the_whole_loss() -> None:
     torch.testing.assert_close(torch.stack(parts).sum() / sum(SLOTS), out.losses["ce"])
 
 
+def test_learning_the_first_scales_alone_is_the_head_of_learning_all() -> None:
+    model = build()
+    batch = {"ids": ids_of(2), "seed": torch.arange(2)}
+    whole = model(batch, StepContext())
+    model.process.trained = 2
+    part = model(batch, StepContext())
+    torch.testing.assert_close(part.output["losses"], whole.output["losses"][:, :5])
+    assert set(part.metrics) == {"ce_1", "ce_2"}
+    assert model.generate({}, count=1, rng=torch.Generator()).indices[-1].shape == (1, SLOTS[-1])
+    model.process.trained = 1
+    assert model(batch, StepContext()).output["losses"].shape == (2, 1)
+
+
 @pytest.mark.parametrize("levels", [1, 2, len(SLOTS)])
 def test_the_generator_decodes_what_it_coded(levels: int) -> None:
     model = build()

@@ -189,9 +189,9 @@ class MultiScaleVQ(Bottleneck):
             return self._lift(self.lookup(ids), level)
 
     def teacher_inputs(self, indices: Sequence[Tensor]) -> Tensor:
-        """Inputs of scales 2..K: Down_{k+1} of the sum up to k, joined (B, L - s_1, d)."""
+        """Inputs of scales 2..k from the ids of k: Down_{j+1} of the sum up to j (B, n, d)."""
         total, inputs = torch.zeros((), device=indices[0].device), []
-        for level in range(len(self.slots) - 1):
+        for level in range(len(indices) - 1):
             total = total + self.lift(indices[level], level)
             with torch.autocast(total.device.type, enabled=False):
                 inputs.append(self.resampler.down(total, level + 1))

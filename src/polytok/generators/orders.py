@@ -34,7 +34,7 @@ class Feed(Protocol):
     """How ids become the inputs of later groups."""
 
     def teacher(self, groups: Sequence[Tensor]) -> Tensor | None:
-        """Inputs of groups 2..K from all ids; None when there is one group."""
+        """Inputs of groups 2..K from the ids of K groups; None when there is one."""
 
     def follow(self, carry: Any, ids: Tensor, group: int) -> tuple[Any, Tensor | None]:
         """Take in the ids of a group; returns what to carry and the inputs of the next group."""
@@ -47,9 +47,7 @@ class ScaleFeed:
         self.quantizer = quantizer
 
     def teacher(self, groups: Sequence[Tensor]) -> Tensor | None:
-        if len(self.quantizer.slots) == 1:
-            return None
-        return self.quantizer.teacher_inputs(groups)
+        return self.quantizer.teacher_inputs(groups) if len(groups) > 1 else None
 
     def follow(self, carry: Any, ids: Tensor, group: int) -> tuple[Any, Tensor | None]:
         lifted = self.quantizer.lift(ids, group)
@@ -78,7 +76,12 @@ class GroupOrder(Process):
     Args:
         feed: makes the inputs of a group from the groups before it.
         is_levels: whether every group is a level of the code, or all are one.
+
+    Attributes:
+        trained: learn the first so many groups alone; None for all. Sampling draws them all.
     """
+
+    trained: int | None = None
 
     def __init__(
         self, slots: Sequence[int], vocab: int, feed: Feed, *, is_levels: bool = True
@@ -106,9 +109,12 @@ class GroupOrder(Process):
         if ids is None or ids.ndim != 2 or ids.shape[1] != self.length:
             got = "none" if ids is None else tuple(ids.shape)
             raise SignalError(f"a batch of codes needs ids (B, {self.length}), got {got}")
-        inp = self.feed.teacher(self.split(ids))
-        index = torch.arange(self.length, device=ids.device)
-        return Example(query=Query(inp=inp, index=index, mask=self.mask(ids.device)), target=ids)
+        groups = self.split(ids)[: self.trained]
+        target = torch.cat(groups, dim=1)
+        index = torch.arange(target.shape[1], device=ids.device)
+        mask = self.mask(ids.device)[: len(index), : len(index)]
+        query = Query(inp=self.feed.teacher(groups), index=index, mask=mask)
+        return Example(query=query, target=target)
 
     def split(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Split ids (B, L) by group."""

@@ -84,12 +84,13 @@ class State:
 
 @dataclass(frozen=True)
 class Report:
-    """Means of losses (B, n) over named parts of the slots."""
+    """Means of losses (B, n) over named parts of the slots, those that are among the n."""
 
     parts: dict[str, slice] = field(default_factory=dict)
 
     def __call__(self, losses: Tensor) -> dict[str, Tensor]:
-        return {name: losses[:, part].mean() for name, part in self.parts.items()}
+        count = losses.shape[1]
+        return {n: losses[:, part].mean() for n, part in self.parts.items() if part.stop <= count}
 
 
 class Process:

@@ -36,15 +36,20 @@ def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec | ShapeGenerator:
     """
     from polytok.core import hub
 
-    folder = Path(name)
-    label = str(name)
-    if not (folder / "config.json").is_file():
-        folder, label = _find(str(name))
+    folder, label = find_weights(name)
     info = hub.read_info(folder)
     if info.system not in registry.SYSTEMS:
         raise UnknownNameError("system", info.system, registry.SYSTEMS)
     module = registry.SYSTEMS[info.system].load()
     return module.load_model(folder, info, name=label, device=device)
+
+
+def find_weights(name: StrPath) -> tuple[Path, str]:
+    """The folder of a model by its name, and the name it goes by; see :func:`load`."""
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return folder, str(name)
+    return _find(str(name))
 
 
 def load_codec(name: StrPath, *, device: str = "cpu") -> ShapeCodec:

@@ -46,6 +46,7 @@ class Recipe:
     Args:
         preset: full name; ``config`` replaces some fields of its configuration.
         stages: stages of the system that are run, in this order.
+        init: weights tag or folder of the same architecture to start from; "" for random weights.
         sampling: fields of the modality's sampling and augmentation.
         train: optimiser, schedule and bookkeeping.
     """
@@ -53,6 +54,7 @@ class Recipe:
     preset: str
     data: DataRecipe
     stages: tuple[StageBudget, ...]
+    init: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import trimesh
 
-from polytok.core.errors import ConfigError
+from polytok.core import hub
+from polytok.core.errors import ConfigError, WeightsError
 from polytok.data.prepared import PreparedFolder, prepare_folder
 from polytok.data.views import render_folder
 from polytok.signals.mesh import ViewSampling
@@ -21,8 +23,10 @@ from polytok.systems.shape.vat.generator_training import (
     CodeSource,
     GeneratorValidation,
     encode_shapes,
+    prepare_training,
 )
-from polytok.training import TrainConfig, fit
+from polytok.training import Recipe, TrainConfig, fit
+from polytok.training.recipe import DataRecipe, StageBudget
 
 SAMPLING = CodeSampling(aligned=2, distorted=1)
 
@@ -139,3 +143,42 @@ def test_a_short_run_lowers_the_loss(store: PreparedFolder, tokenizer: VAT, tmp_
     with torch.no_grad():
         assert validation(model)["ce"] < start["ce"] - 0.5
     assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
+
+
+def test_learning_to_see_changes_the_image_tower_alone(
+    store: PreparedFolder, tokenizer: VAT, meshes: Path, tmp_path: Path
+) -> None:
+    codes = encode_shapes(tokenizer, store, tmp_path / "c", SAMPLING, weights="00c0ffee", seed=0)
+    sampling = ViewSampling(count=1, size=32)
+    views = render_folder(meshes, tmp_path / "v", codes.index.names, sampling, processes=1)
+    torch.manual_seed(0)
+    model = VATGenerator(preset("vat-512b-tiny-gen"), tokenizer.bottleneck.quantizer)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    see = next(stage for stage in STAGES if stage.name == "see")
+    config = TrainConfig(batch_size=2, lr=1e-2, num_workers=0, ema_decay=0.0, device="cpu")
+    fit(model, [(see, 8)], CodeSource(codes, views=views), config, tmp_path / "run")
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(".image" in name for name in changed)
+    assert model.process.trained == see.options["process.trained"]
+
+
+def test_a_run_starts_from_the_weights_its_recipe_names(
+    meshes: Path, tokenizer: VAT, tmp_path: Path
+) -> None:
+    base = tmp_path / "tokenizer"
+    hub.save_pretrained(tokenizer, tokenizer.config, base, system="vat", preset="vat-512b-tiny")
+    recipe = Recipe(
+        preset="vat-512b-tiny-gen",
+        data=DataRecipe(train=str(meshes), prepared=str(tmp_path / "prepared")),
+        stages=(StageBudget(name="generate", samples=4),),
+        config={"tokenizer": str(base), "image": None},
+        sampling={"aligned": 1, "distorted": 0},
+    )
+    one = prepare_training(recipe).model
+    with torch.no_grad():
+        one.head.proj.weight.add_(1.0)
+    hub.save_pretrained(one, one.config, tmp_path / "one", system="vat-gen", preset=recipe.preset)
+    two = prepare_training(replace(recipe, init=str(tmp_path / "one"))).model
+    assert all(torch.equal(v, one.state_dict()[k]) for k, v in two.state_dict().items())
+    with pytest.raises(WeightsError, match="does not fit"):
+        prepare_training(replace(recipe, init=str(base)))

@@ -41,7 +41,17 @@ if TYPE_CHECKING:
     from polytok.systems.shape.vat.generator_training import VATGeneratorTraining
     from polytok.training import Recipe
 
-STAGES = (Stage(name="generate", weights={"ce": 1.0}),)
+STAGES = (
+    Stage(name="generate", weights={"ce": 1.0}, options={"process.trained": None}),
+    # A picture tells the coarse shape. The first scales are half as long a sequence as all, and a
+    # generator that draws shapes already is not disturbed by a tower that learns to see.
+    Stage(
+        name="see",
+        train=tuple(f"conditioner.{part}.image*" for part in ("towers", "to_tokens", "to_vector")),
+        weights={"ce": 1.0},
+        options={"process.trained": 5},
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polytok.core import hub
 from polytok.core.config import from_dict, override
 from polytok.core.contracts import StepContext
 from polytok.core.errors import ConfigError
@@ -223,7 +224,10 @@ def _encode_pass(
 
 
 class GeneratorValidation:
-    """Cross-entropy in nats per slot on unseen codes: unconditional, and with each condition."""
+    """Cross-entropy in nats per slot on unseen codes: unconditional, and with each condition.
+
+    Over the scales that the model learns now.
+    """
 
     def __init__(self, source: CodeSource, count: int) -> None:
         rows = [source.draw(shape, 0, shape) for shape in range(min(count, len(source)))]
@@ -251,6 +255,7 @@ class GeneratorValidation:
             out[name] = float(mean.mean())
             if not kept:
                 spans = model.process.spans
+                spans = [span for span in spans if span.stop <= len(mean)]
                 out |= {f"ce_scale_{k + 1}": float(mean[s].mean()) for k, s in enumerate(spans)}
         return out
 
@@ -285,7 +290,9 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     model = VATGenerator(config, codec.model.bottleneck.quantizer)
     folder = prepared_folder(recipe.data.train, recipe.data.prepared)
     codes = _codes(folder, codec, sampling)
-    if config.text is not None:
+    if recipe.init:
+        hub.load_weights(model, api.find_weights(recipe.init)[0])
+    elif config.text is not None:
         captions = [c for c in codes.index.captions if c != NO_CAPTION]
         tower = model.tower("text")
         assert isinstance(tower, SmallTextTower)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from polytok.core import hub
 from polytok.core.config import from_dict, override
 from polytok.core.contracts import Batch, Stage, Tokenizer
 from polytok.core.errors import ConfigError
@@ -72,9 +73,13 @@ def prepare_training(recipe: Recipe) -> VATTraining:
     Raises:
         ConfigError: a sampling key is set that the preset's configuration decides.
     """
+    from polytok.systems import api
+
     config = override(preset(recipe.preset), **recipe.config)
     torch.manual_seed(recipe.train.seed)
     model = VAT(config)
+    if recipe.init:
+        hub.load_weights(model, api.find_weights(recipe.init)[0])
     taken = {"num_points", "sharp_fraction"} & set(recipe.sampling)
     if taken:
         raise ConfigError(f"set {', '.join(sorted(taken))} under [config], not under [sampling]")
