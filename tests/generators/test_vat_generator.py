@@ -129,6 +129,16 @@ def test_scales_weighted_by_their_slots_give_the_whole_loss() -> None:
     torch.testing.assert_close(torch.stack(parts).sum() / sum(SLOTS), out.losses["ce"])
 
 
+def test_a_hidden_condition_is_as_good_as_none() -> None:
+    model, seeds = build(), torch.arange(2)
+    plain = {"ids": ids_of(2), "seed": seeds}
+    batch = {**plain, **prompt_of(model, 2)}
+    shown, bare = model(batch, StepContext()), model(plain, StepContext())
+    assert not torch.equal(shown.losses["ce"], bare.losses["ce"])
+    model.hidden = ("text",)
+    assert torch.equal(model(batch, StepContext()).losses["ce"], bare.losses["ce"])
+
+
 def test_learning_the_first_scales_alone_is_the_head_of_learning_all() -> None:
     model = build()
     batch = {"ids": ids_of(2), "seed": torch.arange(2)}

@@ -25,7 +25,12 @@ class Generator(nn.Module):
     Args:
         guide: used by ``generate`` unless another is given.
         condition_dropout: probability that a training sample loses each of its conditions.
+
+    Attributes:
+        hidden: conditions that training samples do not show at all.
     """
+
+    hidden: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -48,7 +53,8 @@ class Generator(nn.Module):
         draws = [torch.Generator().manual_seed(derive(s, "process")) for s in seeds]
         example = self.process.corrupt(batch, rng=draws)
         rate = self.condition_dropout if self.training else 0.0
-        cond = self.conditioner.dropped(self.conditioner.encode(batch), seeds, rate)
+        features = self.conditioner.encode({k: batch[k] for k in batch if k not in self.hidden})
+        cond = self.conditioner.dropped(features, seeds, rate)
         losses = self.head.loss(self.net(example.query, cond), example.target)
         mean = losses.mean()
         if example.weight is not None:

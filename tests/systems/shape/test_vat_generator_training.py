@@ -160,6 +160,7 @@ def test_learning_to_see_changes_the_image_tower_alone(
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(".image" in name for name in changed)
     assert model.process.trained == see.options["process.trained"]
+    assert model.hidden == ("text",)
 
 
 def test_a_run_starts_from_the_weights_its_recipe_names(

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from polytok.training import Recipe
 
 STAGES = (
-    Stage(name="generate", weights={"ce": 1.0}, options={"process.trained": None}),
-    # A picture tells the coarse shape. The first scales are half as long a sequence as all, and a
-    # generator that draws shapes already is not disturbed by a tower that learns to see.
+    Stage(name="generate", weights={"ce": 1.0}, options={"process.trained": None, "hidden": ()}),
+    # A picture tells the coarse shape, which a caption would give away. The first scales are a
+    # fifth of the slots, and a generator that draws shapes already is not disturbed.
     Stage(
         name="see",
         train=tuple(f"conditioner.{part}.image*" for part in ("towers", "to_tokens", "to_vector")),
         weights={"ce": 1.0},
-        options={"process.trained": 5},
+        options={"process.trained": 5, "hidden": ("text",)},
     ),
 )
 
