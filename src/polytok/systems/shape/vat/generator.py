@@ -43,11 +43,10 @@ if TYPE_CHECKING:
 
 STAGES = (
     Stage(name="generate", weights={"ce": 1.0}, options={"process.trained": None, "hidden": ()}),
-    # A picture tells the coarse shape, which a caption would give away. The first scales are a
-    # fifth of the slots, and a generator that draws shapes already is not disturbed.
+    # A picture tells the coarse shape, which a caption would give away; the first scales are a
+    # fifth of the slots. All of the model learns: the rest hardly listens to a new tower alone.
     Stage(
         name="see",
-        train=tuple(f"conditioner.{part}.image*" for part in ("towers", "to_tokens", "to_vector")),
         weights={"ce": 1.0},
         options={"process.trained": 5, "hidden": ("text",)},
     ),
