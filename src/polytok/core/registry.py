@@ -82,6 +82,30 @@ SYSTEMS: dict[str, System] = {
             ),
             default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes1"},
         ),
+        System(
+            name="vit-classifier",
+            kind="model",
+            modality="image",
+            title="An image is worth 16x16 words: vision transformer, the subject of reduction",
+            paper="arXiv 2010.11929",
+            target="polytok.systems.classics.vit_classifier",
+            presets=("vit-classifier-tiny", "vit-classifier-cifar"),
+        ),
+        System(
+            name="attention-vat",
+            kind="model",
+            modality="text",
+            title="Attention made robust and interpretable by virtual adversarial training",
+            paper="arXiv 2104.08763",
+            target="polytok.systems.theory.attention_vat",
+            presets=(
+                "attention-vat-tiny",
+                "attention-vat-small",
+                "attention-vat-pair-small",
+                "attention-vat",
+                "attention-vat-pair",
+            ),
+        ),
     )
 }
 
