@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # Tests of several folders share stubs and shapes: ``from contracts.stubs import ...``.
 sys.path.append(str(ROOT / "tests"))
 

@@ -43,9 +43,20 @@ def _attention_vat_batch() -> Batch:
     return {"tokens": tokens * mask, "mask": mask, "label": torch.tensor([0, 1, -1, -1])}
 
 
+def _vit_classifier(name: str) -> nn.Module:
+    system = importlib.import_module("polytok.systems.classics.vit_classifier")
+    return system.ViTClassifier(system.preset(name))
+
+
+def _vit_classifier_batch() -> Batch:
+    image = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    return {"image": image, "label": torch.tensor([0, 1, 2, 1])}
+
+
 # How to build and feed each registered model; a system without a row fails its tests.
 BUILDERS: dict[str, Case] = {
     "attention-vat": Case(_attention_vat, _attention_vat_batch),
+    "vit-classifier": Case(_vit_classifier, _vit_classifier_batch),
 }
 
 TINY = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from polytok.core.errors import ConfigError, PolytokError, WeightsError, one_line
 from polytok.layers import Frozen
 from polytok.networks.pretrained.image import prepare_images
+from polytok.networks.pretrained.optional import import_hf
 from polytok.networks.pretrained.slots import (
     Tower,
     TowerOutput,
@@ -183,12 +183,7 @@ def _fetched(
     module: str, function: str, model_id: str, revision: str | None, **options: Any
 ) -> Any:
     """What a function of ``transformers``, named ``Class.method``, makes of a repository."""
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise PolytokError(
-            f"pretrained towers need transformers: pip install 'polytok[hf]' ({one_line(error)})"
-        ) from error
+    found = import_hf(module)
     owner, method = function.split(".")
     call = getattr(getattr(found, owner), method)
     try:

@@ -1,0 +1,215 @@
+"""ViT classifier: a small vision transformer for 32-pixel images, the subject of token reduction.
+
+"An image is worth 16x16 words" (arXiv 2010.11929) at CIFAR size, with the early convolutions of
+arXiv 2106.14881 instead of one large patch projection. The network is timm's own
+``VisionTransformer``, so whatever reduces timm models reduces this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polytok.core import hub
+from polytok.core.config import from_dict, override
+from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
+from polytok.core.errors import ConfigError, UnknownNameError
+from polytok.data.images import AugmentedImages, LabelledImages, read_labelled
+from polytok.networks.pretrained.optional import import_hf
+from polytok.training import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTClassifierConfig:
+    """Sizes of the network.
+
+    Args:
+        size: pixels a side. stride: pixels a side of a token, a power of two.
+        num_classes: outputs. label_smoothing: of the loss, in [0, 1).
+    """
+
+    size: int = 32
+    stride: int = 4
+    num_classes: int = 10
+    dim: int = 128
+    num_layers: int = 9
+    num_heads: int = 2
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.stride < 2 or self.stride & (self.stride - 1) or self.size % self.stride:
+            raise ConfigError(
+                f"stride={self.stride} is not a power of two >= 2 that divides size={self.size}"
+            )
+        if self.dim % self.num_heads:
+            raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+
+
+PRESETS = {
+    "vit-classifier-tiny": ViTClassifierConfig(
+        size=16, num_classes=3, dim=32, num_layers=2, num_heads=2
+    ),
+    "vit-classifier-cifar": ViTClassifierConfig(),
+}
+
+STAGES = (Stage(name="classify", weights={"ce": 1.0}),)
+
+EVAL_BATCH = 250
+
+
+def preset(name: str) -> ViTClassifierConfig:
+    """The configuration of a preset.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+class ConvStem(nn.Module):
+    """Image (B, 3, H, W) to tokens (B, N, D) by convolutions, as timm's patch embedding.
+
+    Args:
+        img_size, patch_size, in_chans, embed_dim: as timm passes them; ``patch_size`` is the
+            stride, a power of two.
+    """
+
+    def __init__(
+        self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = (img_size, img_size), (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        halvings = patch_size.bit_length() - 1
+        widths = [embed_dim >> (halvings - i) for i in range(halvings + 1)]
+        layers: list[nn.Module] = []
+        for i, (width, wider) in enumerate(zip([in_chans, *widths], widths, strict=False)):
+            # One group: like layer norm, it knows no batch, so shards of a batch agree.
+            layers += [
+                nn.Conv2d(width, wider, 3, 1 + (i > 0), 1),
+                nn.GroupNorm(1, wider),
+                nn.GELU(),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image).flatten(2).transpose(1, 2)
+
+
+def build_vit(config: ViTClassifierConfig) -> nn.Module:
+    """timm's vision transformer with a convolutional stem and a class token.
+
+    Raises:
+        PolytokError: timm is not installed.
+    """
+    timm = import_hf("timm.models.vision_transformer")
+    return timm.VisionTransformer(
+        img_size=config.size,
+        patch_size=config.stride,
+        num_classes=config.num_classes,
+        embed_dim=config.dim,
+        depth=config.num_layers,
+        num_heads=config.num_heads,
+        embed_layer=ConvStem,
+    )
+
+
+class ViTClassifier(nn.Module):
+    """Image in [0, 1] to class scores; ``vit`` is the plain timm model behind it."""
+
+    def __init__(self, config: ViTClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = build_vit(config)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Class scores (B, num_classes) of images (B, 3, H, W) in [0, 1]."""
+        return self.vit(image * 2 - 1)
+
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        """Cross-entropy ``ce`` and ``accuracy`` of ``batch["image"]`` and ``batch["label"]``."""
+        logits = self.logits(batch["image"]).float()
+        label = batch["label"]
+        loss = F.cross_entropy(logits, label, label_smoothing=self.config.label_smoothing)
+        accuracy = (logits.argmax(-1) == label).float().mean()
+        return StepOutput(
+            losses={"ce": loss}, metrics={"accuracy": accuracy}, output={"logits": logits}
+        )
+
+
+@torch.no_grad()
+def accuracy(
+    logits: Callable[[Tensor], Tensor], data: LabelledImages, *, batch_size: int = EVAL_BATCH
+) -> float:
+    """Share of images whose highest score is their label, in [0, 1]."""
+    hits = 0
+    for start in range(0, len(data), batch_size):
+        items = slice(start, start + batch_size)
+        hits += int((logits(data.images(items)).argmax(-1) == data.labels[items]).sum())
+    return hits / len(data)
+
+
+@dataclass
+class ViTClassifierTraining:
+    """A run that is ready to start: what :func:`polytok.training.fit` takes."""
+
+    model: ViTClassifier
+    source: AugmentedImages
+    validate: Callable[[ViTClassifier], Mapping[str, float]] | None
+
+
+def prepare_training(recipe: Recipe) -> ViTClassifierTraining:
+    """Build the model and read the labelled images of a recipe.
+
+    ``sampling`` takes ``shift`` and ``erase`` of :class:`AugmentedImages`, and ``held_out``:
+    training images kept back to choose by, when the recipe names no other validation images.
+
+    Raises:
+        ConfigError: the data has another number of classes, or a sampling key is unknown.
+    """
+    config = override(preset(recipe.preset), **recipe.config)
+    torch.manual_seed(recipe.train.seed)
+    model = ViTClassifier(config)
+    for block in model.vit.blocks:
+        # On a CPU the backward pass of fused attention costs more than all the rest of a step.
+        block.attn.fused_attn = recipe.train.device != "cpu" and torch.accelerator.is_available()
+    if recipe.init:
+        hub.load_weights(model, Path(recipe.init))
+    options = dict(recipe.sampling)
+    held_out = int(options.pop("held_out", 0))
+    unknown = set(options) - {"shift", "erase"}
+    if unknown:
+        raise ConfigError(
+            f"unknown sampling key {sorted(unknown)[0]!r} (known: erase, held_out, shift)"
+        )
+    train = read_labelled(recipe.data.train, config.size)
+    val = read_labelled(recipe.data.val, config.size) if recipe.data.val else None
+    if held_out:
+        train, val = train.split(held_out, seed=recipe.train.seed)
+    if len(train.classes) != config.num_classes:
+        raise ConfigError(
+            f"{recipe.data.train} has {len(train.classes)} classes, not {config.num_classes}"
+        )
+    source = AugmentedImages(train, seed=recipe.train.seed, **options)
+
+    def validate(model: ViTClassifier) -> dict[str, float]:
+        assert val is not None
+        return {"accuracy": accuracy(model.logits, val)}
+
+    return ViTClassifierTraining(model, source, validate if val is not None else None)
+
+
+def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ViTClassifier:
+    """Build the model of a folder and fill it with its weights."""
+    model = ViTClassifier(from_dict(ViTClassifierConfig, info.config))
+    hub.load_weights(model, folder)
+    return model.to(device).eval()
