@@ -179,9 +179,10 @@ def prepare_training(recipe: Recipe) -> ViTClassifierTraining:
     config = override(preset(recipe.preset), **recipe.config)
     torch.manual_seed(recipe.train.seed)
     model = ViTClassifier(config)
-    for block in model.vit.blocks:
-        # On a CPU the backward pass of fused attention costs more than all the rest of a step.
-        block.attn.fused_attn = recipe.train.device != "cpu" and torch.accelerator.is_available()
+    # On a CPU the backward pass of fused attention costs more than all the rest of a step.
+    is_fused = recipe.train.device != "cpu" and torch.accelerator.is_available()
+    for block in model.vit.get_submodule("blocks").children():
+        block.get_submodule("attn").fused_attn = is_fused  # type: ignore[assignment]
     if recipe.init:
         hub.load_weights(model, Path(recipe.init))
     options = dict(recipe.sampling)
