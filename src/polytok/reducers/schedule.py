@@ -108,6 +108,13 @@ class Schedule:
         taken = {layer: int(n) - prefix for layer, n in _spread(counts, ()).items()}
         return cls(rules=_rules("count", taken), **options)
 
+    def like(self, keep: Schedule | Keep) -> Schedule:
+        """A schedule for ``keep``: one share is for the layers of this one."""
+        if isinstance(keep, Schedule):
+            return keep
+        layers = [rule.layer for rule in self.rules]
+        return Schedule.ratios(keep, layers, rounding=self.rounding)
+
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
         """Read the JSON that :meth:`save` wrote.

@@ -1,0 +1,1 @@
+"""Vision transformers made cheaper: reducers, and backbones with fewer tokens."""
