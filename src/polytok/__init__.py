@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polytok.core.contracts import Codes
     from polytok.core.registry import list_systems
+    from polytok.reducers.api import reduce, unreduce
     from polytok.systems.api import load, open, pack, save, unpack
+    from polytok.systems.vlm.api import vlm
 
 __version__ = "0.1.0"
 
-__all__ = ["Codes", "__version__", "list_systems", "load", "open", "pack", "save", "unpack"]
+__all__ = ["Codes", "__version__", "list_systems", "load", "open", "pack", "save", "unpack", "vlm"]
 
 _HOMES = {
     "Codes": "polytok.core.contracts",
@@ -28,8 +30,11 @@ _HOMES = {
     "load": "polytok.systems.api",
     "open": "polytok.systems.api",
     "pack": "polytok.systems.api",
+    "reduce": "polytok.reducers.api",
     "save": "polytok.systems.api",
     "unpack": "polytok.systems.api",
+    "unreduce": "polytok.reducers.api",
+    "vlm": "polytok.systems.vlm.api",
 }
 
 

@@ -7,50 +7,18 @@ block i, so a block that runs again (gradient checkpointing) sees what it saw be
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from polytok.core.errors import PolytokError
-from polytok.reducers.hosts.base import Host
 from polytok.reducers.maps import Merge, TokenMap
-from polytok.reducers.reducer import Reducer
+from polytok.reducers.reduction import Reduction
 from polytok.reducers.schedule import Schedule
 from polytok.reducers.scores import Scores
 from polytok.reducers.state import TokenState
 from polytok.reducers.swap import Swapped
-
-
-@dataclass
-class Reduction:
-    """What is applied to a model.
-
-    Args:
-        method: the name it was asked for by. restore: ``grid`` puts dropped and merged tokens
-            back at the end, ``none`` leaves the shorter sequence.
-        recorders: lists that every pass is appended to.
-    """
-
-    method: str
-    reducer: Reducer
-    schedule: Schedule
-    host: Host
-    restore: str = "none"
-    is_paused: bool = False
-    recorders: list[list[Pass]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        restored = ", restored to the grid" if self.restore == "grid" else ""
-        paused = ", paused" if self.is_paused else ""
-        return f"reduced by {self.method}: {self.schedule}; {self.reducer}{restored}{paused}"
-
-    def resolve(
-        self, patches: int, depth: int, schedule: Schedule | None = None
-    ) -> tuple[int, ...]:
-        """Patch tokens that each block keeps, see :meth:`Schedule.resolve`."""
-        schedule = self.schedule if schedule is None else schedule
-        return schedule.resolve(patches, depth, extra=self.reducer.extra, least=self.reducer.least)
 
 
 class Pass:
@@ -105,6 +73,17 @@ class Pass:
         patches = x.shape[1] - self.prefix
         self.keeps = self.reduction.resolve(patches, self.depth, self.schedule)
         self.states[:] = [TokenState(num_patches=patches, prefix=self.prefix)]
+
+
+def new_pass(core: Any, keep: Any = None) -> Pass:
+    """A pass of a reduced model, with another ``keep`` than its own if one is given."""
+    reduction: Reduction = core.reduction
+    schedule = None if keep is None else reduction.schedule.like(keep)
+    host = reduction.host
+    made: Pass = (reduction.make_pass or Pass)(
+        reduction, host.prefix(core), len(host.blocks(core)), schedule
+    )
+    return made
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from polytok.reducers.maps import TokenMap
+from polytok.reducers.schedule import Schedule
 from polytok.reducers.scores import Scores
 from polytok.reducers.state import TokenState
 
@@ -18,13 +19,10 @@ class Reducer(ABC):
     """Chooses which tokens go on. Its fields are its options; it holds no state.
 
     Class attributes say what it needs:
-        where: before a block, between its attention and its MLP, or behind it.
         needs_cls: ranks by the class token, so the model must have one.
         tracks_size: tokens that stand for several weigh more in the attention of later blocks.
-        extra: tokens made beyond those kept.
     """
 
-    where: ClassVar[Where] = "mid"
     needs_cls: ClassVar[bool] = False
     tracks_size: ClassVar[bool] = False
 
@@ -33,7 +31,13 @@ class Reducer(ABC):
         """The map that keeps ``keep`` of the patch tokens; prefix tokens are not its business."""
 
     @property
+    def where(self) -> Where:
+        """Where it acts: before a block, between its attention and its MLP, or behind it."""
+        return "mid"
+
+    @property
     def extra(self) -> int:
+        """Tokens made beyond those kept."""
         return 0
 
     @property
@@ -46,8 +50,12 @@ class Reducer(ABC):
         return 1
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Blocks that reduce unless told otherwise: after a quarter, a half and three quarters."""
+        """Blocks that reduce unless told otherwise: at a quarter, a half and three quarters."""
         return tuple(sorted({depth * i // 4 for i in (1, 2, 3)}))
+
+    def schedule(self, depth: int) -> Schedule:
+        """The published schedule, for a model of ``depth`` blocks."""
+        return Schedule.ratios(0.7, self.layers(depth))
 
     def macs(self, length: int, keep: int, dim: int) -> int:
         """Multiply-accumulates of choosing and mapping for a sample; ``length`` has the prefix."""

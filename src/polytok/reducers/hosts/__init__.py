@@ -1,6 +1,6 @@
 """Model families: what each says so that every reduction method works on it."""
 
 from polytok.reducers.hosts.base import Host
-from polytok.reducers.hosts.find import HOSTS, find_core
+from polytok.reducers.hosts.find import find_core
 
-__all__ = ["HOSTS", "Host", "find_core"]
+__all__ = ["Host", "find_core"]

@@ -18,23 +18,22 @@ class Host(ABC):
     Legend: x (B, n, C) the residual stream, y its norm, q, k, v (B, H, n, d).
     """
 
-    name: ClassVar[str]
+    library: ClassVar[str]
 
     @abstractmethod
-    def matches(self, module: nn.Module) -> bool:
-        """Whether ``module`` is a model of this family, subclasses too."""
-
-    @abstractmethod
-    def check(self, core: nn.Module, reducer: Reducer, restore: str) -> None:
+    def check(self, core: nn.Module, root: nn.Module, reducer: Reducer, restore: str) -> None:
         """Refuse a model of the family that cannot be reduced as is.
+
+        Args:
+            core: the model of the family. root: what the user handed in, which holds it.
 
         Raises:
             PolytokError: a block or attention is of an unknown class, or a head cannot work.
         """
 
     @abstractmethod
-    def install(self, core: nn.Module) -> None:
-        """Swap the classes of the model and of what else needs it, but not of its blocks."""
+    def install(self, core: nn.Module, root: nn.Module) -> None:
+        """Swap the class of the model, and of what holds it where that must know."""
 
     @abstractmethod
     def blocks(self, core: nn.Module) -> Sequence[nn.Module]:
@@ -113,3 +112,8 @@ class Host(ABC):
     @abstractmethod
     def linears(self, block: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The attention and the MLP of a block, whose linear layers are counted."""
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    """(B, n, H d) -> (B, H, n, d)."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)

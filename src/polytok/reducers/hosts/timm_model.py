@@ -12,15 +12,18 @@ from torch.utils.checkpoint import checkpoint
 
 from polytok.core.errors import PolytokError
 from polytok.reducers.hosts.base import Host
-from polytok.reducers.passes import Pass, Reduction, refuse_mask
+from polytok.reducers.passes import Pass, new_pass, refuse_mask
+from polytok.reducers.reduction import Reduction
 from polytok.reducers.state import TokenState
-from polytok.reducers.swap import Swapped
+from polytok.reducers.swap import Swapped, swap
 
 SPATIAL = "forward_intermediates(output_fmt='NCHW')"
 
 
 class TimmHost(Host):
     """What the timm families share."""
+
+    library = "timm"
 
     def blocks(self, core: Any) -> Sequence[nn.Module]:
         return list(core.blocks)
@@ -40,9 +43,7 @@ class TimmHost(Host):
         x = core.norm_pre(core.patch_drop(core._pos_embed(core.patch_embed(image))))
         return x, [{}] * len(core.blocks)
 
-    def install(self, core: Any) -> None:
-        from polytok.reducers.swap import swap
-
+    def install(self, core: Any, root: nn.Module) -> None:
         swap(core, ReducedTimm)
 
     def norm(self, block: Any, x: Tensor) -> Tensor:
@@ -74,9 +75,28 @@ class TimmHost(Host):
         return block.attn, block.mlp
 
 
-def heads(x: Tensor, count: int) -> Tensor:
-    """(B, n, H d) -> (B, H, n, d)."""
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+def rows(linear: nn.Module, y: Tensor, some: slice) -> Tensor:
+    """Some outputs of a linear layer; a wrapped one computes all of them."""
+    if type(linear) is not nn.Linear:
+        return linear(y)[..., some]  # type: ignore[no-any-return]
+    return F.linear(y, linear.weight[some], None if linear.bias is None else linear.bias[some])
+
+
+def check_block(block: Any, plain: type[nn.Module], *attentions: type[nn.Module]) -> None:
+    """Refuse a block or attention of another class than those whose parts are known.
+
+    Raises:
+        PolytokError: it is.
+    """
+    known = [a for a in attentions if isinstance(getattr(block, "attn", None), a)]
+    if not isinstance(block, plain) or not known:
+        attention = type(getattr(block, "attn", None)).__name__
+        raise PolytokError(
+            f"blocks of {type(block).__name__} with {attention} are not known to token reduction; "
+            f"{plain.__name__} with {' or '.join(a.__name__ for a in attentions)} works"
+        )
+    check_methods(block, plain, "forward")
+    check_methods(block.attn, known[0], "forward")
 
 
 def check_methods(module: nn.Module, plain: type[nn.Module], *names: str) -> None:
@@ -144,14 +164,6 @@ class ReducedTimm(Swapped):
         for block, kwargs in zip(self.blocks, native, strict=True):  # type: ignore
             x = _block(self, block, x, tokens, kwargs)
         return x, tokens
-
-
-def new_pass(core: Any, keep: Any = None) -> Pass:
-    """A pass of a reduced model, with another ``keep`` than its own if one is given."""
-    reduction: Reduction = core.reduction
-    schedule = None if keep is None else reduction.schedule.like(keep)
-    host = reduction.host
-    return Pass(reduction, host.prefix(core), len(host.blocks(core)), schedule)
 
 
 def _block(core: Any, block: Any, x: Tensor, tokens: Pass, native: dict[str, Any]) -> Tensor:

@@ -41,3 +41,6 @@ class EViT(Reducer):
 
     def macs(self, length: int, keep: int, dim: int) -> int:
         return length * dim
+
+
+PRESETS = {"evit": EViT()}

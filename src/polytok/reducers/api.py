@@ -1,0 +1,133 @@
+"""Applying a reduction to a model somebody already has, and taking it away again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from typing import Any, Literal
+
+from torch import nn
+
+from polytok.core.errors import ConfigError, PolytokError
+from polytok.reducers.hosts.find import find_core
+from polytok.reducers.methods import method as find_method
+from polytok.reducers.methods import schedule_of
+from polytok.reducers.passes import ReducedBlock
+from polytok.reducers.reducer import Reducer
+from polytok.reducers.reduction import Reduction, reduction_of
+from polytok.reducers.schedule import Counts, Keep, Remove, Schedule
+from polytok.reducers.swap import Swapped, swap, unswap
+
+TESTED = {"timm": ("1.0.31",), "transformers": ("5.23", "5.24")}
+
+
+def reduce(
+    model: nn.Module,
+    method: str | Reducer = "evit",
+    *,
+    keep: Keep | None = None,
+    r: Remove | None = None,
+    counts: Counts | None = None,
+    schedule: Schedule | str | None = None,
+    restore: Literal["none", "grid"] = "none",
+    **options: Any,
+) -> nn.Module:
+    """Make a vision transformer process fewer tokens, in place; returns the same object.
+
+    Give at most one of ``keep``, ``r``, ``counts`` and ``schedule``, see :class:`Schedule`; with
+    none the method's published schedule holds. State-dict keys, inputs and outputs stay; a
+    block that keeps everything runs its own forward.
+
+    Args:
+        model: of a known family, or a module that holds one such model.
+        method: a name of :func:`method_names`, or a reducer.
+        keep: share of the patch tokens: {block: share}, a list, or one for the usual blocks.
+        r: how many to remove, likewise. counts: how many to keep. schedule: an object or JSON.
+        restore: ``grid`` puts every patch back in its place behind the last block.
+        options: of the method, such as ``fuse=False``.
+
+    Raises:
+        PolytokError: the model, method or schedule cannot work; nothing was changed.
+    """
+    core, host = find_core(model)
+    if isinstance(core, Swapped):
+        raise PolytokError(
+            f"the model is {reduction_of(core)} already; call polytok.unreduce(model) first"
+        )
+    if restore not in ("none", "grid"):
+        raise ConfigError(f"restore={restore!r} is neither 'none' nor 'grid'")
+    name, reducer = find_method(method, **options)
+    blocks = host.blocks(core)
+    planned = schedule_of(reducer, len(blocks), keep=keep, r=r, counts=counts, schedule=schedule)
+    host.check(core, model, reducer, restore)
+    if reducer.needs_cls and not host.has_class_token(core):
+        raise PolytokError(
+            f"{name} ranks patches by the class token, and {type(core).__name__} has none here; "
+            "methods without one work, such as 'tome', 'mctf', 'uniform' and 'random'"
+        )
+    reduction = Reduction(name, reducer, planned, host, restore)
+    rows, columns = host.grid(core)
+    reduction.resolve(rows * columns, len(blocks))
+    _warn_untested(host.library)
+    core.reduction = reduction  # type: ignore[assignment]
+    for layer, block in enumerate(blocks):
+        block.reduction_layer = layer
+        swap(block, ReducedBlock)
+    host.install(core, model)
+    return model
+
+
+def unreduce(model: nn.Module) -> nn.Module:
+    """Take a reduction away; the model is what it was.
+
+    Raises:
+        PolytokError: none is applied.
+    """
+    reduction_of(model)
+    for module in [m for m in model.modules() if isinstance(m, Swapped)]:
+        unswap(module)
+        for name in ("reduction", "reduction_layer"):
+            module.__dict__.pop(name, None)
+    return model
+
+
+@contextmanager
+def applied(
+    model: nn.Module, method: str | Reducer = "evit", **options: Any
+) -> Iterator[nn.Module]:
+    """Reduce a model while the context lasts; an exception leaves it as it was too."""
+    reduce(model, method, **options)
+    try:
+        yield model
+    finally:
+        unreduce(model)
+
+
+@contextmanager
+def paused(model: nn.Module) -> Iterator[nn.Module]:
+    """The plain model while the context lasts, without taking the reduction away.
+
+    Raises:
+        PolytokError: none is applied.
+    """
+    reduction = reduction_of(model)
+    before, reduction.is_paused = reduction.is_paused, True
+    try:
+        yield model
+    finally:
+        reduction.is_paused = before
+
+
+@cache
+def _warn_untested(library: str) -> None:
+    """Say once that a version is not among those the tests ran with."""
+    version = metadata.version(library)
+    if not version.startswith(TESTED[library]):
+        warnings.warn(
+            f"token reduction is tested with {library} {' and '.join(TESTED[library])}, "
+            f"this is {version}",
+            stacklevel=3,
+        )

@@ -1,0 +1,157 @@
+"""The model's side of reduced transformers models: a pass goes to every layer as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytok.core.errors import PolytokError
+from polytok.networks.pretrained.optional import import_hf
+from polytok.reducers.hosts.base import Host, heads
+from polytok.reducers.passes import new_pass, refuse_mask
+from polytok.reducers.reducer import Reducer
+from polytok.reducers.reduction import Reduction
+from polytok.reducers.saved import write_reduction
+from polytok.reducers.state import TokenState
+from polytok.reducers.swap import Swapped, swap
+
+ATTENTION = import_hf("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
+# Kernels that take an additive mask, which is how sizes reach the logits.
+MASKABLE = ("eager", "sdpa")
+# Heads that read the mean of the patch tokens.
+AVERAGING = ("Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification")
+
+
+class HFHost(Host):
+    """What the transformers families share: separate projections, attention by configuration."""
+
+    library = "transformers"
+
+    def check(self, core: Any, root: Any, reducer: Reducer, restore: str) -> None:
+        for layer in self.blocks(core):
+            parts = ("q_proj", "k_proj", "v_proj", "o_proj")
+            if not all(hasattr(layer.attention, name) for name in parts):
+                raise PolytokError(
+                    f"{type(layer).__name__} keeps its projections elsewhere than transformers 5 "
+                    "does; transformers >= 5.0 works"
+                )
+        kernel = core.config._attn_implementation
+        if reducer.tracks_size and kernel not in MASKABLE:
+            raise PolytokError(
+                f"attention {kernel!r} takes no bias, which tokens that stand for several need; "
+                "model.set_attn_implementation('sdpa') works, or a method that only selects"
+            )
+
+        head = type(root).__name__
+        if head.endswith("ForMaskedImageModeling") and restore != "grid":
+            raise PolytokError(f"{head} decodes every patch in its place; restore='grid' works")
+        if head in AVERAGING and reducer.tracks_size and restore != "grid":
+            raise PolytokError(
+                f"{head} averages patch tokens and would count those that stand for several once; "
+                "restore='grid' works"
+            )
+
+    def install(self, core: nn.Module, root: nn.Module) -> None:
+        swap(core, ReducedHF)
+        if root is not core and hasattr(root, "save_pretrained"):
+            swap(root, SavesReduction)
+
+    def prefix(self, core: Any) -> int:
+        distilled = getattr(core.embeddings, "distillation_token", None) is not None
+        return 1 + int(distilled) + int(getattr(core.config, "num_register_tokens", 0))
+
+    def has_class_token(self, core: Any) -> bool:
+        return getattr(core.embeddings, "cls_token", None) is not None
+
+    def grid(self, core: Any) -> tuple[int, int]:
+        patches = core.embeddings.patch_embeddings
+        size, patch = _pair(patches.image_size), _pair(patches.patch_size)
+        return size[0] // patch[0], size[1] // patch[1]
+
+    def query_key(self, block: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        attn = block.attention
+        count = attn.num_attention_heads
+        return heads(attn.q_proj(y), count), heads(attn.k_proj(y), count)
+
+    def value(self, block: Any, y: Tensor) -> Tensor:
+        return heads(block.attention.v_proj(y), block.attention.num_attention_heads)
+
+    def scale(self, block: Any) -> float:
+        return float(block.attention.scaling)
+
+    def attend(self, block: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        attn = block.attention
+        bias = None if bias is None else bias.to(q.dtype)
+        drop = attn.attention_dropout if attn.training else 0.0
+        kernel = attn.config._attn_implementation
+        if kernel == "eager":
+            logits = q @ k.transpose(-2, -1) * attn.scaling
+            logits = logits if bias is None else logits + bias
+            probs = logits.softmax(-1, dtype=torch.float32).to(q.dtype)
+            return (nn.functional.dropout(probs, drop) @ v).transpose(1, 2).flatten(2)
+        out = ATTENTION[kernel](attn, q, k, v, bias, dropout=drop, scaling=attn.scaling)[0]
+        return out.flatten(2)
+
+    def project(self, block: Any, y: Tensor, out: Tensor) -> Tensor:
+        return block.attention.o_proj(out)
+
+    def resume(
+        self,
+        plain: Callable[..., Tensor],
+        x: Tensor,
+        args: tuple[Any, ...],
+        native: dict[str, Any],
+        state: TokenState,
+    ) -> Tensor:
+        bias = state.bias()
+        rest = {k: v for k, v in native.items() if k != "attention_mask"}
+        return plain(x, attention_mask=None if bias is None else bias.to(x.dtype), **rest)
+
+    def linears(self, block: Any) -> tuple[nn.Module, nn.Module]:
+        return block.attention, block.mlp
+
+
+class SavesReduction(Swapped):
+    """In front of the class of a model with a head: saving writes the reduction beside it."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the plain model and ``reduction.json``; ``polytok.reducers.load`` reads both."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        write_reduction(self, save_directory)  # type: ignore[arg-type]
+
+
+class ReducedHF(SavesReduction):
+    """In front of a transformers model's class: its forward makes a pass for its layers."""
+
+    reduction: Reduction
+    config: Any
+
+    def extra_repr(self) -> str:
+        return str(self.reduction)
+
+    def forward(self, *args: Any, keep: Any = None, **kwargs: Any) -> Any:
+        """As the plain model; ``keep`` overrides the schedule for this call."""
+        plain = super().forward  # type: ignore[misc]
+        if self.reduction.is_paused:
+            return plain(*args, **kwargs)
+        refuse_mask(kwargs.get("attention_mask"))
+        if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
+            raise PolytokError(
+                "a reduced model has no attention maps to return; polytok.reducers.trace says what "
+                "is kept, and polytok.reducers.paused(model) gives the plain model"
+            )
+        as_dict = kwargs.pop("return_dict", getattr(self.config, "return_dict", True))
+        tokens = new_pass(self, keep)
+        out = plain(*args, tokens=tokens, return_dict=True, **kwargs)
+        if self.reduction.restore == "grid" and out.get("hidden_states"):
+            first, *behind, last = out.hidden_states
+            whole = [tokens.restored(y, i) for i, y in enumerate(behind)]
+            out["hidden_states"] = (first, *whole, last)
+        return out if as_dict else out.to_tuple()
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size[0]), int(size[1])) if isinstance(size, Sequence) else (int(size), int(size))
