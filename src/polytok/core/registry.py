@@ -178,6 +178,15 @@ SYSTEMS: dict[str, System] = {
             target="polytok.systems.classics.tome",
             presets=("tome",),
         ),
+        System(
+            name="posterior-collapse",
+            kind="tool",
+            modality="any",
+            title="Posterior collapse: closed forms of linear, conditional and hierarchical VAEs",
+            paper="arXiv 2306.05023",
+            target="polytok.systems.theory.posterior_collapse",
+            presets=(),
+        ),
     )
 }
 

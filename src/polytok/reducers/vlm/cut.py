@@ -1,0 +1,287 @@
+"""Leaving visual tokens inside the language model: hooks that shorten what later layers see.
+
+Legend: B prompts, L tokens of a prompt (padding included), m tokens that are left, D width.
+Positions are kept, so no rotary phase changes. Layers keep caches of different lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from polytok.core.errors import ConfigError, SignalError
+from polytok.reducers.vlm.hosts.base import core_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """The tokens of a prompt between two layers.
+
+    Args:
+        image, valid: (B, L) the placeholders of images, and what is no padding.
+        alive: (B, L) what is left; None while nothing was cut.
+        order: (B, m) where in the prompt the tokens of ``hidden`` stand. Rows with fewer tokens
+            left begin with dead ones, which nobody sees.
+    """
+
+    image: Tensor
+    valid: Tensor
+    alive: Tensor | None = None
+    order: Tensor | None = None
+
+    def take(self, mask: Tensor) -> Tensor:
+        """A mask (B, L) over the prompt -> (B, m), of the tokens that are left."""
+        return mask if self.order is None else mask.gather(1, self.order)
+
+    @property
+    def seen(self) -> Tensor:
+        """(B, m) bool, which of the tokens of ``hidden`` are left."""
+        return self.take(self.valid if self.alive is None else self.alive)
+
+
+class CutRule(Protocol):
+    """Decides after every layer but the last which tokens go on."""
+
+    def check(self, model: Any) -> None:
+        """Refuse a model that the rule does not suit."""
+
+    def after(self, layer: int, hidden: Tensor, prompt: Prefill) -> Tensor | None:
+        """(B, L) bool, the tokens that go on; None: all that are left."""
+
+
+@dataclass(frozen=True)
+class StaticExit:
+    """All visual tokens leave after layer ``layer`` (from 0)."""
+
+    layer: int
+
+    def check(self, model: Any) -> None:
+        depth = model.config.get_text_config().num_hidden_layers
+        if not 0 <= self.layer < depth:
+            raise ConfigError(f"layer={self.layer} is not one of the layers 0..{depth - 1}")
+
+    def after(self, layer: int, hidden: Tensor, prompt: Prefill) -> Tensor | None:
+        return prompt.valid & ~prompt.image if layer == self.layer else None
+
+
+@dataclass
+class _Record:
+    """What later steps must know of a prompt: per cut layer, its ``order`` and ``seen``."""
+
+    length: int
+    cuts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Cutter:
+    """The hooks of one rule on one model; :meth:`install` puts them on, :meth:`remove` takes them.
+
+    ``is_active`` is asked in every call, so other threads run the model as it is.
+    """
+
+    def __init__(self, rule: CutRule, model: Any, is_active: Any) -> None:
+        self.rule, self.is_active = rule, is_active
+        self.layers: nn.ModuleList = core_of(model).language_model.layers
+        self.handles: list[Any] = []
+        self.image: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.prompt: Prefill | None = None
+        self.records: WeakKeyDictionary[Any, _Record] = WeakKeyDictionary()
+        self.record = _Record(0)
+
+    def install(self) -> None:
+        for i, layer in enumerate(self.layers):
+            before, after = _Before(self, i), _After(self, i)
+            self.handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            self.handles.append(layer.register_forward_hook(after, with_kwargs=True))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def announce(self, image: Tensor | None, valid: Tensor | None) -> None:
+        """Where the placeholders of the next prompt stand, (B, L), and what is no padding."""
+        self.image, self.valid = image, valid
+
+    def before(self, i: int, hidden: Tensor, options: dict[str, Any]) -> dict[str, Any] | None:
+        cache = cache_of(options)
+        if i == 0:
+            self._begin(hidden, cache)
+        if self.prompt is None:
+            return self._decode_options(i, hidden, cache, options)
+        if self.prompt.order is None:
+            return None
+        self.record.cuts[i] = (self.prompt.order, self.prompt.seen)
+        return _prefill_options(self.prompt, options)
+
+    def _begin(self, hidden: Tensor, cache: Any) -> None:
+        self.prompt = None
+        if cache is not None and cache.get_seq_length() > 0:
+            self.record = self.records.get(cache) or _Record(0)
+            return
+        if self.image is None or self.image.shape != hidden.shape[:2]:
+            raise SignalError(
+                "a plan that cuts inside the language model needs the whole prompt at once, as "
+                "input_ids; leave out inputs_embeds and prefill_chunk_size"
+            )
+        if cache is not None:
+            check_cache(cache)
+        valid = torch.ones_like(self.image) if self.valid is None else self.valid
+        self.prompt = Prefill(image=self.image, valid=valid)
+        self.record = _Record(hidden.shape[1])
+        if cache is not None:
+            self.records[cache] = self.record
+
+    def after(self, i: int, hidden: Tensor) -> Tensor | None:
+        prompt = self.prompt
+        if prompt is None:
+            return None
+        if i == len(self.layers) - 1:
+            self.prompt = None
+            return None if prompt.order is None else spread(hidden, prompt)
+        alive = self.rule.after(i, hidden, prompt)
+        if alive is None or bool((alive == prompt.valid).all()):
+            return None
+        self.prompt, hidden = cut(hidden, prompt, alive)
+        return hidden
+
+    def _decode_options(
+        self, i: int, hidden: Tensor, cache: Any, options: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        if i not in self.record.cuts:
+            return None
+        order, seen = self.record.cuts[i]
+        keys = cache.get_seq_length(i) + hidden.shape[1]
+        mask = _decode_mask(options.get("attention_mask"), order, seen, self.record.length, keys)
+        return {**options, "attention_mask": mask}
+
+
+def cut(hidden: Tensor, prompt: Prefill, alive: Tensor) -> tuple[Prefill, Tensor]:
+    """Leave out of ``hidden`` (B, m, D) what is not ``alive`` (B, L): (B, k, D).
+
+    Rows with fewer tokens are filled from the left.
+    """
+    longest = int(alive.sum(1).max())
+    # Stable: dead tokens first, then living ones, each in the order of the prompt.
+    order = alive.long().argsort(dim=1, stable=True)[:, -longest:]
+    full = hidden if prompt.order is None else spread(hidden, prompt)
+    found = full.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
+    return Prefill(image=prompt.image, valid=prompt.valid, alive=alive, order=order), found
+
+
+def spread(hidden: Tensor, prompt: Prefill) -> Tensor:
+    """(B, m, D) -> (B, L, D): tokens where they stood in the prompt, zeros where others left."""
+    assert prompt.order is not None
+    full = hidden.new_zeros(*prompt.valid.shape, hidden.shape[-1])
+    index = prompt.order[..., None].expand_as(hidden)
+    return full.scatter(1, index, hidden * prompt.seen[..., None])
+
+
+def _prefill_options(prompt: Prefill, options: dict[str, Any]) -> dict[str, Any]:
+    order = prompt.order
+    assert order is not None
+
+    def taken(value: Tensor) -> Tensor:
+        index = order if value.ndim == 2 else order[..., None].expand(-1, -1, value.shape[-1])
+        return value.expand(len(order), *value.shape[1:]).gather(1, index)
+
+    found = {**options, "attention_mask": _prefill_mask(options.get("attention_mask"), prompt)}
+    if options.get("position_embeddings") is not None:
+        found["position_embeddings"] = tuple(map(taken, options["position_embeddings"]))
+    if options.get("position_ids") is not None:
+        found["position_ids"] = taken(options["position_ids"])
+    return found
+
+
+def _prefill_mask(mask: Tensor | None, prompt: Prefill) -> Tensor | None:
+    order, seen = prompt.order, prompt.seen
+    assert order is not None
+    count = order.shape[1]
+    if mask is None:
+        if bool(seen.all()):
+            return None
+        mask = torch.ones(count, count, dtype=torch.bool, device=seen.device).tril()[None, None]
+    else:
+        mask = mask.expand(len(order), *mask.shape[1:])
+        rows = order[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
+        columns = order[:, None, None].expand(-1, mask.shape[1], count, -1)
+        mask = mask.gather(2, rows).gather(3, columns)
+    mask = _hide(mask, seen)
+    # A row that sees nothing would become NaN; dead tokens see themselves.
+    itself = torch.eye(count, dtype=torch.bool, device=seen.device) & ~seen[:, None, :, None]
+    return mask | itself if mask.dtype == torch.bool else mask.masked_fill(itself, 0.0)
+
+
+def _decode_mask(
+    mask: Tensor | None, order: Tensor, seen: Tensor, length: int, keys: int
+) -> Tensor | None:
+    if mask is None:
+        if bool(seen.all()):
+            return None
+        newer = seen.new_ones(len(seen), keys - seen.shape[1])
+        return torch.cat([seen, newer], 1)[:, None, None]
+    mask = mask.expand(len(order), *mask.shape[1:])
+    columns = order[:, None, None].expand(-1, *mask.shape[1:3], -1)
+    prompt = _hide(mask[..., :length].gather(3, columns), seen)
+    return torch.cat([prompt, mask[..., length:]], -1)
+
+
+def _hide(mask: Tensor, seen: Tensor) -> Tensor:
+    """Nobody sees dead tokens."""
+    hidden = ~seen[:, None, None]
+    fill = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return mask.masked_fill(hidden, fill)
+
+
+def cache_of(options: dict[str, Any]) -> Any:
+    """The cache among a layer's options, under the name of this or of older releases."""
+    found = options.get("cache")
+    return options.get("past_key_values") if found is None else found
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse caches whose layers cannot have lengths of their own.
+
+    Raises:
+        ConfigError: it is no dynamic cache.
+    """
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())} - {"DynamicLayer"}
+    if kinds or not hasattr(cache, "layers"):
+        raise ConfigError(
+            f"a {type(cache).__name__} with {', '.join(sorted(kinds)) or 'one length'} cannot hold "
+            "layers of different lengths; use a DynamicCache without sliding windows"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Before:
+    cutter: Cutter
+    layer: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if not self.cutter.is_active():
+            return None
+        hidden = args[0] if args else options["hidden_states"]
+        found = self.cutter.before(self.layer, hidden, options)
+        return None if found is None else (args, found)
+
+
+@dataclass(frozen=True, eq=False)
+class _After:
+    cutter: Cutter
+    layer: int
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any
+    ) -> Any:
+        if not self.cutter.is_active():
+            return None
+        is_tuple = isinstance(output, tuple)  # as layers of older releases return
+        hidden = self.cutter.after(self.layer, output[0] if is_tuple else output)
+        if hidden is None:
+            return None
+        return (hidden, *output[1:]) if is_tuple else hidden
