@@ -72,12 +72,17 @@ def reduce(
     rows, columns = host.grid(core)
     reduction.resolve(rows * columns, len(blocks))
     _warn_untested(host.library)
-    core.reduction = reduction  # type: ignore[assignment]
+    _set(core, "reduction", reduction)
     for layer, block in enumerate(blocks):
-        block.reduction_layer = layer
+        _set(block, "reduction_layer", layer)
         swap(block, ReducedBlock)
     host.install(core, model)
     return model
+
+
+def _set(module: nn.Module, name: str, value: Any) -> None:
+    # Past nn.Module, which would look for a parameter or module of this name.
+    module.__dict__[name] = value
 
 
 def unreduce(model: nn.Module) -> nn.Module:

@@ -180,7 +180,9 @@ def counted_macs(model: nn.Module, image: Tensor) -> int:
 def unfused(model: nn.Module) -> Iterator[None]:
     """Explicit attention in every block of a model while the context lasts."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    changed = [(m, "fused_attn", False) for m in model.modules() if hasattr(m, "fused_attn")]
+    changed: list[tuple[Any, str, Any]] = [
+        (m, "fused_attn", False) for m in model.modules() if hasattr(m, "fused_attn")
+    ]
     changed += [
         (c, "_attn_implementation", "eager")
         for c in configs.values()

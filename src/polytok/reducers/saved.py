@@ -66,8 +66,9 @@ def save(model: nn.Module, folder: StrPath) -> None:
         PolytokError: nothing is applied, or the model has no name to be built by.
     """
     core = core_of(model)
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+    write: Any = getattr(model, "save_pretrained", None)
+    if write is not None:
+        write(folder)
         return
     if model is not core or not getattr(core, "pretrained_cfg", None):
         raise PolytokError(

@@ -95,7 +95,7 @@ class Schedule:
         linearly, to ``(1 + slope) r`` at the last; slope within [-1, 1]. Below 1, r is a share.
         """
         if isinstance(r, tuple) and len(r) == 2:
-            return cls(rules=_rules("remove", _sloped(*r, [*layers])), **options)
+            return cls(rules=_rules("remove", _sloped(r[0], r[1], [*layers])), **options)
         return cls(rules=_rules("remove", _spread(r, layers)), **options)
 
     @classmethod

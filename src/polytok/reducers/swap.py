@@ -16,7 +16,7 @@ class Swapped:
     own class and the mixin.
     """
 
-    plain_class: type[nn.Module]
+    plain_class: Any
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _instance, (self.plain_class, type(self).__bases__[0]), self.__dict__.copy()
@@ -27,14 +27,13 @@ def swap(module: nn.Module, mixin: type[Swapped]) -> None:
     module.__class__ = swapped_class(type(module), mixin)
 
 
-def unswap(module: nn.Module) -> None:
+def unswap(module: Any) -> None:
     """Give a swapped module its own class back."""
-    assert isinstance(module, Swapped)
     module.__class__ = module.plain_class
 
 
 @cache
-def swapped_class(plain: type[nn.Module], mixin: type[Swapped]) -> Any:
+def swapped_class(plain: Any, mixin: Any) -> Any:
     """The class of ``mixin`` before ``plain``; one per pair, so isinstance and pickles agree."""
     names = {
         "plain_class": plain,
@@ -45,7 +44,7 @@ def swapped_class(plain: type[nn.Module], mixin: type[Swapped]) -> Any:
     return type(plain.__name__, (mixin, plain), names)
 
 
-def _instance(plain: type[nn.Module], mixin: type[Swapped]) -> nn.Module:
+def _instance(plain: Any, mixin: Any) -> nn.Module:
     cls = swapped_class(plain, mixin)
     made: nn.Module = cls.__new__(cls)
     return made

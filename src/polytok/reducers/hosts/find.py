@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -78,7 +79,7 @@ def host_of(module: nn.Module) -> Host | None:
     return host
 
 
-def _known(module: nn.Module, table: dict[tuple[str, str], object]) -> tuple[str, str] | None:
+def _known(module: nn.Module, table: Mapping[tuple[str, str], object]) -> tuple[str, str] | None:
     """Library and class of a module that ``table`` has a row for; subclasses count too."""
     for cls in type(module).__mro__:
         key = (cls.__module__.partition(".")[0], cls.__name__)

@@ -227,7 +227,8 @@ class RateSearch(nn.Module):
 
     def found(self) -> DiffRate:
         """The reducer with the counts as they are now."""
-        return DiffRate(**self.rates.counts())
+        counts = self.rates.counts()
+        return DiffRate(prune=counts["prune"], merge=counts["merge"])
 
     @contextmanager
     def searching(self, model: nn.Module) -> Iterator[None]:
