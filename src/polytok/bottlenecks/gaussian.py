@@ -15,7 +15,8 @@ class GaussianBottleneck(Bottleneck):
     """z (B, N, D) -> latents (B, N, d): Z = mu + sigma * eps (card vat 3.3).
 
     The KL is the mean over tokens and channels of 0.5 (mu^2 + sigma^2 - 1 - log sigma^2).
-    Without a generator or noise the latents are the mean.
+    Without a generator or noise the latents are the mean. docs/posterior-collapse.md says which
+    units a weight of the KL empties, and ``polytok.metrics`` measures it.
     """
 
     def __init__(self, dim: int, latent_dim: int) -> None:
@@ -34,8 +35,7 @@ class GaussianBottleneck(Bottleneck):
         noise: Tensor | None = None,
     ) -> BottleneckOutput:
         """Sample with ``noise`` (B, N, d) if given, else with noise from ``rng``, else the mean."""
-        mean, log_variance = self.to_moments(z).float().chunk(2, dim=-1)
-        log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
+        mean, log_variance = self.moments(z)
         if noise is None and rng is not None:
             noise = torch.randn(mean.shape, generator=rng, device=mean.device)
         sigma = (0.5 * log_variance).exp()
@@ -43,3 +43,8 @@ class GaussianBottleneck(Bottleneck):
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         stats = {"sigma": sigma.detach().mean(), "mean_square": mean.detach().square().mean()}
         return BottleneckOutput(latents=latents, losses={"kl": kl}, stats=stats)
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance (B, N, d) of the posterior, in fp32."""
+        mean, log_variance = self.to_moments(z).float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)

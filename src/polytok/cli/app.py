@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polytok.cli import show
+from polytok.cli import collapse, show
 from polytok.core.errors import PolytokError
 
 DEFAULT_MODEL = "vat-512b-small"
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(collapse.app, name="collapse")
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]

@@ -105,7 +105,10 @@ class RunLog:
             self._progress.update(self._progress.task_ids[0], completed=samples)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record: ``step``, ``samples``, then numbers and mappings of numbers."""
+        """Keep one record: ``step``, ``samples``, then numbers and mappings of numbers.
+
+        A score may be a sentence, which is kept and said, but is on no chart.
+        """
         if not self.is_active:
             return
         if "loss" in record:
@@ -133,8 +136,12 @@ class RunLog:
 
     def _show(self, record: dict[str, Any]) -> None:
         if "loss" not in record:
-            values = ", ".join(f"{k} {v:.4g}" for k, v in record.get("val", {}).items())
+            scores = record.get("val", {})
+            values = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if not _is_text(v))
             self.say(f"validation at {record['samples']:,} samples: {values}")
+            for name, text in scores.items():
+                if _is_text(text):
+                    self.say(f"  {name}: {text}")
             return
         note = f"loss {record['loss']:.4g}, {record['samples_per_second']:.1f}/s, {self._end()}"
         if self._progress is not None:
@@ -173,7 +180,11 @@ def _flat(record: Mapping[str, Any]) -> dict[str, float]:
     out: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            out |= {f"{key}/{name}": v for name, v in value.items()}
+            out |= {f"{key}/{name}": v for name, v in value.items() if not _is_text(v)}
         elif isinstance(value, (int, float)) and key != "samples":
             out[key] = value
     return out
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -85,6 +85,7 @@ def test_a_recipe_trains_stops_continues_and_loads(prepared: Path, tmp_path: Pat
         assert [row["stage"] for row in losses[::2]] == [s.name for s in STAGES]
         [scores] = [row["val"] for row in rows if "val" in row]
         assert {"iou_latent", "iou_full", "iou_prefix_1", "cs_iou"} <= scores.keys()
+        assert "units" in scores.pop("collapse") and scores.pop("kl_nats") > 0
         assert all(0 <= value <= 1 for value in scores.values())
     spent = [[r["loss"] for r in rows_of(tmp_path / n) if "loss" in r] for n in ("whole", "parts")]
     assert spent[0] == spent[1]

@@ -163,6 +163,15 @@ class ShapeCodec:
             prior=prior,
         )
 
+    def batch(self, signal: Signal, *, seed: int = 0) -> dict[str, torch.Tensor]:
+        """What the encoder takes of a mesh, or of a path: a batch of one, on the model's device.
+
+        Raises:
+            SignalError: the input has no usable surface.
+        """
+        mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
+        return self._batch(meshes.surface(meshes.solidify(mesh), seed=seed), seed)
+
     def _encode_one(self, signal: Signal, effort: int, seed: int) -> Codes:
         mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
         solid = meshes.solidify(mesh)

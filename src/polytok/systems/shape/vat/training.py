@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from polytok.core.contracts import Batch, Stage, Tokenizer
 from polytok.core.errors import ConfigError
 from polytok.data.prepared import PreparedFolder, prepare_folder
 from polytok.data.shapes import ShapeSampling, ShapeSource
+from polytok.metrics.collapse import LossScale, record_moments, reports_of
 from polytok.systems.shape.vat.config import preset
 from polytok.systems.shape.vat.model import VAT
 from polytok.training import Recipe
@@ -108,7 +110,8 @@ class Validation:
     """Scores on fixed samples of unseen shapes, without augmentation.
 
     IoU on volume queries of the full code, of every prefix of scales and of the mean latent;
-    ``cs_iou`` is the mean over the prefixes 1..K-1.
+    ``cs_iou`` is the mean over the prefixes 1..K-1. The rest says what the Gaussian bottleneck
+    carries, see :func:`polytok.metrics.collapse_report`: shares of units, nats a unit, a sentence.
     """
 
     def __init__(self, store: PreparedFolder, shared: dict[str, float], count: int) -> None:
@@ -132,10 +135,19 @@ class Validation:
         ]
         self.num_volume = sampling.num_volume
 
-    def __call__(self, tokenizer: Tokenizer) -> dict[str, float]:
+    def __call__(self, tokenizer: Tokenizer) -> dict[str, Any]:
         assert isinstance(tokenizer, VAT)
-        rows = [self._score(tokenizer, batch) for batch in self.batches]
-        return {key: float(torch.cat([r[key] for r in rows]).mean()) for key in rows[0]}
+        with record_moments(tokenizer) as moments:
+            rows = [self._score(tokenizer, batch) for batch in self.batches]
+        scores = {key: float(torch.cat([r[key] for r in rows]).mean()) for key in rows[0]}
+        [report] = reports_of(moments).values()
+        return {
+            **scores,
+            "active_units": float(report.active.mean()),
+            "collapsed_units": float(report.collapsed.mean()),
+            "kl_nats": float(report.kl.mean()),
+            "collapse": report.cause,
+        }
 
     def _score(self, model: VAT, batch: Batch) -> dict[str, Tensor]:
         device = next(model.parameters()).device
@@ -171,6 +183,21 @@ class Validation:
             f"iou_{name}": ratio(slice(0, split)),
             f"near_iou_{name}": ratio(slice(split, None)),
         }
+
+
+def loss_scale(model: VAT, elements: int, weight: float = KL_WEIGHT) -> LossScale:
+    """The beta-ELBO that the training loss amounts to, for targets of so many queries.
+
+    The overlap term of the loss is left out: it adds to what a direction gains.
+    """
+    return LossScale(
+        weight=weight,
+        error="cross_entropy",
+        reduction="mean",
+        elements=elements,
+        kl_reduction="mean",
+        units=model.config.num_latents * model.config.code_dim,
+    )
 
 
 @torch.no_grad()
