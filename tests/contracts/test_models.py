@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from polytok.core import hub, registry
+from polytok.core.config import override
 from polytok.core.contracts import Batch, StepContext, StepOutput
 from polytok.core.seeding import torch_rng
+from polytok.networks.pretrained.optional import import_hf
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,38 @@ def _vit_classifier_batch() -> Batch:
     return {"image": image, "label": torch.tensor([0, 1, 2, 1])}
 
 
+def _zett(name: str) -> nn.Module:
+    system = importlib.import_module("polytok.systems.text.zett")
+    hf = import_hf("transformers")
+    shape = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    language_model = hf.GPT2LMHeadModel(hf.GPT2Config(**shape, bos_token_id=0, eos_token_id=0))
+    sizes = {"vocab_size": 40, "num_extra": 3, "pad_id": 43, "num_languages": 2}
+    return system.Zett(override(system.preset(name), **sizes), language_model)
+
+
+def _zett_batch() -> Batch:
+    rng = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 8, (2, 24, 1), generator=rng)
+    pieces = torch.randint(43, (2, 24, 7), generator=rng)
+    special = torch.full((2, 24), -1)
+    special[:, 0] = 0
+    text = torch.randint(24, (2, 3, 6), generator=rng)
+    return {
+        "surface": pieces.where(torch.arange(7) < lengths, 43),
+        "tokens": torch.ones(2, 24, dtype=torch.bool),
+        "special": special,
+        "text": text,
+        "targets": text.roll(-1, dims=-1),
+        "mask": torch.ones_like(text, dtype=torch.bool),
+        "seen": torch.ones_like(text, dtype=torch.bool),
+        "language": torch.tensor([1, 0]),
+    }
+
+
 # How to build and feed each registered model; a system without a row fails its tests.
 BUILDERS: dict[str, Case] = {
     "attention-vat": Case(_attention_vat, _attention_vat_batch),
+    "zett": Case(_zett, _zett_batch),
     "vit-classifier": Case(_vit_classifier, _vit_classifier_batch),
 }
 

@@ -187,6 +187,21 @@ SYSTEMS: dict[str, System] = {
             target="polytok.systems.theory.posterior_collapse",
             presets=(),
         ),
+        System(
+            name="zett",
+            kind="model",
+            modality="text",
+            title="Zero-shot tokenizer transfer: a hypernetwork for embeddings",
+            paper="arXiv 2405.07883",
+            target="polytok.systems.text.zett",
+            presets=(
+                "zett-tiny",
+                "zett-small",
+                "zett-gpt2",
+                "zett-tinyllama",
+                "zett-mistral-7b",
+            ),
+        ),
     )
 }
 
