@@ -44,8 +44,8 @@ class PerTile:
     keep: int | float
 
     def __post_init__(self) -> None:
-        is_whole = isinstance(self.keep, int) and not isinstance(self.keep, bool)
-        if not (self.keep >= 1 if is_whole else 0 < self.keep <= 1):
+        is_share = type(self.keep) is float and 0 < self.keep <= 1
+        if not is_share and not (type(self.keep) is int and self.keep >= 1):
             raise ConfigError(
                 f"keep={self.keep!r} is neither a number of tokens per tile, 1 or more, "
                 "nor a fraction in (0, 1]"

@@ -91,6 +91,8 @@ class Cutter:
         self.prompt: Prefill | None = None
         self.records: WeakKeyDictionary[Any, _Record] = WeakKeyDictionary()
         self.record = _Record(0)
+        # Per layer of the last prompt, (B,): tokens that it sees, and those of images among them.
+        self.lengths: list[tuple[Tensor, Tensor]] = []
 
     def install(self) -> None:
         for i, layer in enumerate(self.layers):
@@ -113,9 +115,11 @@ class Cutter:
             self._begin(hidden, cache)
         if self.prompt is None:
             return self._decode_options(i, hidden, cache, options)
+        seen = self.prompt.seen
+        self.lengths.append((seen.sum(1), (seen & self.prompt.take(self.prompt.image)).sum(1)))
         if self.prompt.order is None:
             return None
-        self.record.cuts[i] = (self.prompt.order, self.prompt.seen)
+        self.record.cuts[i] = (self.prompt.order, seen)
         return _prefill_options(self.prompt, options)
 
     def _begin(self, hidden: Tensor, cache: Any) -> None:
@@ -133,6 +137,7 @@ class Cutter:
         valid = torch.ones_like(self.image) if self.valid is None else self.valid
         self.prompt = Prefill(image=self.image, valid=valid)
         self.record = _Record(hidden.shape[1])
+        self.lengths = []
         if cache is not None:
             self.records[cache] = self.record
 

@@ -21,8 +21,8 @@ from polytok.reducers.vlm.contrast import Contrast
 from polytok.reducers.vlm.cut import CutRule, Cutter
 from polytok.reducers.vlm.hosts import host_of
 from polytok.reducers.vlm.hosts.base import cache_name
-from polytok.reducers.vlm.reduction import Reduction
-from polytok.reducers.vlm.report import Report
+from polytok.reducers.vlm.reduction import Reduction, untouched
+from polytok.reducers.vlm.report import Report, with_layers
 from polytok.reducers.vlm.runs import enter, leave, run_on
 
 TESTED = ("5.23", "5.24")
@@ -123,15 +123,11 @@ class Plan:
 
 
 class Run:
-    """A plan on a model, in one thread.
-
-    Attributes:
-        report: of the last prompt; None before the first, and without a stage ``visual``.
-    """
+    """A plan on a model, in one thread."""
 
     def __init__(self, plan: Plan, model: Any) -> None:
         self.plan, self.model = plan, model
-        self.report: Report | None = None
+        self._report: Report | None = None
         self.is_applied = True
         self._is_generating = False
         self.cutter = None
@@ -141,6 +137,25 @@ class Run:
         self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         _wrap_generate(model)
         enter(self)
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last prompt; None before the first, or when ``prepare`` made it."""
+        if self._report is None or self.cutter is None or not self.cutter.lengths:
+            return self._report
+        # Layers of (B copies,) -> rows of layers, one for each prompt.
+        rows = torch.stack([seen for seen, _ in self.cutter.lengths], 1)
+        copies = len(rows) // len(self._report.prompt_after)
+        return with_layers(self._report, self.model, rows[::copies].tolist())
+
+    @property
+    def exit_layers(self) -> tuple[int | None, ...]:
+        """Per row of the last prompt, the layer after which its image had left; None: it stayed."""
+        if self.cutter is None or not self.cutter.lengths:
+            return ()
+        images = torch.stack([image for _, image in self.cutter.lengths], 1) > 0
+        seen = images.sum(1).tolist()  # layers that saw the image: the first so many
+        return tuple(None if n == images.shape[1] else n - 1 for n in seen)
 
     def remove(self) -> None:
         """Leave the model as it was.
@@ -209,11 +224,12 @@ class Run:
         """The inputs after the stage ``visual``, unless it was done by ``prepare`` before."""
         is_done = inputs.get("mm_encoder_outputs") is not None
         if self.plan.visual is not None and not is_done:
-            prepared, self.report = self.plan.visual.prepare(self.model, inputs)
+            prepared, self._report = self.plan.visual.prepare(self.model, inputs)
             return prepared
         ids = inputs["input_ids"]
         if not bool((ids == self.model.config.image_token_id).any()):
             raise SignalError("the prompt has no image; for text alone remove the plan")
+        self._report = None if is_done else untouched(self.model, inputs)[1]
         return dict(inputs)
 
     def _before_forward(self, model: Any, args: tuple[Any, ...], options: Any) -> Any:

@@ -14,6 +14,12 @@ from polytok.reducers.vlm.hosts.base import text_positions
 FILL = {"attention_mask": 0, "labels": -100}
 
 
+def mask_of(inputs: Mapping[str, Any]) -> Tensor:
+    """(B, n) int64, 1 = valid; without a mask everything is."""
+    mask: Tensor | None = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if mask is None else mask
+
+
 def keep_in_sequence(
     ids: Tensor, image_id: int, counts: Sequence[int], kept: Sequence[Tensor]
 ) -> Tensor:
@@ -56,8 +62,7 @@ def shorten(
         positions: (B, n) or (3, B, n) of the whole prompt, to be kept; None: the model counts anew.
     """
     ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
+    mask = mask_of(inputs)
     stay = stay & mask.bool()
     longest = int(stay.sum(-1).max())
     # A stable sort keeps the order of what stays and moves the rest to the side of the padding.

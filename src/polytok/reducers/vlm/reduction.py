@@ -13,7 +13,8 @@ from polytok.reducers.maps import Select, TokenMap
 from polytok.reducers.vlm.budgets import Budget
 from polytok.reducers.vlm.hosts import Host, Tower, host_of
 from polytok.reducers.vlm.hosts.base import Positions
-from polytok.reducers.vlm.rebuild import keep_in_sequence, shorten
+from polytok.reducers.vlm.layout import Layout
+from polytok.reducers.vlm.rebuild import keep_in_sequence, mask_of, shorten
 from polytok.reducers.vlm.report import Report, make_report
 from polytok.reducers.vlm.scores import Score
 from polytok.reducers.vlm.select import MergeRule, SelectRule, top
@@ -65,7 +66,7 @@ class Reduction:
         """Visual tokens per image after the reduction, from sizes alone."""
         return [self._count(layout) for layout in host_of(model).layouts(model, inputs)]
 
-    def _count(self, layout: Any) -> int:
+    def _count(self, layout: Layout) -> int:
         return self.budget.count(layout) + layout.others * self.protect_others
 
     @torch.no_grad()
@@ -80,25 +81,17 @@ class Reduction:
             ConfigError: the reduction does not suit the model, or its budget the images.
         """
         host = self.check(model)
-        ids = _ids(inputs)
-        layouts = host.layouts(model, inputs)
-        counts = [x.tokens for x in layouts]
-        everything = [torch.arange(n) for n in counts]
-        keep_in_sequence(ids, model.config.image_token_id, counts, everything)
-        mask = inputs.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask
+        layouts, whole = untouched(model, inputs)
         if all(self._count(x) == x.tokens for x in layouts):
-            same = [Select(index[None], len(index)) for index in everything]
-            return dict(inputs), make_report(model, layouts, same, (mask.bool(), mask.bool()))
+            return dict(inputs), whole
         tokens, output = self._encode(host, model, inputs, layouts)
         maps = self.choose(tokens)
         found = rebuild(host, model, inputs, output, maps, self.positions or host.positions)
-        return found, make_report(
-            model, layouts, maps, (mask.bool(), found["attention_mask"].bool())
-        )
+        masks = mask_of(inputs).bool(), found["attention_mask"].bool()
+        return found, make_report(model, layouts, maps, masks)
 
     def _encode(
-        self, host: Host, model: Any, inputs: Mapping[str, Any], layouts: list[Any]
+        self, host: Host, model: Any, inputs: Mapping[str, Any], layouts: list[Layout]
     ) -> tuple[VisualTokens, Any]:
         tower = host.tower(model)
         taps = self.taps(tower)
@@ -123,6 +116,22 @@ class Reduction:
         return maps
 
 
+def untouched(model: Any, inputs: Mapping[str, Any]) -> tuple[list[Layout], Report]:
+    """Where the tokens of inputs with pixels come from, and the report of leaving them alone.
+
+    Raises:
+        SignalError: no image, or prompts that do not match the images.
+    """
+    ids = _ids(inputs)
+    layouts = host_of(model).layouts(model, inputs)
+    everything = [torch.arange(x.tokens) for x in layouts]
+    counts = [x.tokens for x in layouts]
+    keep_in_sequence(ids, model.config.image_token_id, counts, everything)
+    same = [Select(index[None], len(index)) for index in everything]
+    mask = mask_of(inputs).bool()
+    return layouts, make_report(model, layouts, same, (mask, mask))
+
+
 def rebuild(
     host: Host,
     model: Any,
@@ -138,8 +147,7 @@ def rebuild(
     stay = keep_in_sequence(ids, image_id, [len(x) for x in features], kept)
     given = inputs.get("position_ids") if positions == "keep" else None
     if positions == "keep" and given is None:
-        mask = inputs.get("attention_mask")
-        given = host.position_ids(model, inputs, torch.ones_like(ids) if mask is None else mask)
+        given = host.position_ids(model, inputs, mask_of(inputs))
     rest = {k: v for k, v in inputs.items() if k not in host.pixels}
     found = shorten(rest, stay, pad_id=pad_id(model), positions=given)
     mapped = [x.apply(f[None])[0] for x, f in zip(maps, features, strict=True)]

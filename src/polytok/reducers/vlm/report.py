@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -58,6 +58,16 @@ class Report:
             f"prefill {self.flops_before / 1e9:.3g} -> {self.flops_after / 1e9:.3g} GFLOPs, "
             f"KV {self.kv_before / 1e6:.3g} -> {self.kv_after / 1e6:.3g} MB"
         )
+
+
+def with_layers(report: Report, model: Any, lengths: Sequence[Sequence[int]]) -> Report:
+    """The report when tokens also left between layers: ``lengths[row][layer]`` of the prompts."""
+    config = model.config.get_text_config()
+    return replace(
+        report,
+        flops_after=sum(prefill_flops(config, row) for row in lengths),
+        kv_after=sum(kv_bytes(config, row, model.dtype) for row in lengths),
+    )
 
 
 def make_report(
