@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from polytok.systems.text.zett.bytelevel import ByteLevel, byte_level, surface_forms
 from polytok.systems.text.zett.config import PRESETS, HypernetConfig, preset
+from polytok.systems.text.zett.convert import convert_hypernet, save_hypernet
 from polytok.systems.text.zett.evaluate import BitsPerByte, bits_per_byte
 from polytok.systems.text.zett.heuristics import METHODS
 from polytok.systems.text.zett.hypernet import Embeddings, Hypernet
@@ -46,6 +47,7 @@ __all__ = [
     "Zett",
     "bits_per_byte",
     "byte_level",
+    "convert_hypernet",
     "initialize_embeddings",
     "load_hypernet",
     "load_language_model",
@@ -54,6 +56,7 @@ __all__ = [
     "of_parts",
     "prepare_training",
     "preset",
+    "save_hypernet",
     "save_transfer",
     "surface_forms",
     "transfer_sibling",
