@@ -71,8 +71,8 @@ class Plan:
         Raises:
             ConfigError: it does not, and what would.
         """
-        _check_release(model)
         host_of(model)
+        _check_release(model)
         if self.visual is not None:
             self.visual.check(model)
         if self.inside is not None:
@@ -91,6 +91,7 @@ class Plan:
             raise ConfigError(
                 f"{self.name} leaves the inputs as they are; run the model within applied(model)"
             )
+        host_of(model)
         _check_release(model)
         return self.visual.prepare(model, inputs)
 
@@ -135,7 +136,7 @@ class Run:
             self.cutter = Cutter(plan.inside, model, lambda: run_on(model) is self)
             self.cutter.install()
         self._handle = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        _wrap_generate(model)
+        _wrap(model)
         enter(self)
 
     @property
@@ -172,7 +173,7 @@ class Run:
         self._handle.remove()
         if self.cutter is not None:
             self.cutter.remove()
-        _unwrap_generate(self.model)
+        _unwrap(self.model)
 
     def generate(self, original: Callable[..., Any], options: dict[str, Any]) -> Any:
         """What ``model.generate(**options)`` does under the plan."""
@@ -342,9 +343,9 @@ def _check_release(model: Any) -> None:
 
 @dataclass
 class _Wrapped:
-    """A model's own ``generate`` while it is hidden behind ours."""
+    """What a model had of its own where ours hides the methods of its class."""
 
-    own: Any
+    own: dict[str, Any]
     users: int = 0
 
 
@@ -352,23 +353,35 @@ _LOCK = threading.Lock()
 _WRAPPED: WeakKeyDictionary[Any, _Wrapped] = WeakKeyDictionary()
 
 
-def _wrap_generate(model: Any) -> None:
+def _wrap(model: Any) -> None:
     with _LOCK:
         if model not in _WRAPPED:
-            _WRAPPED[model] = _Wrapped(vars(model).get("generate"))
-            model.generate = _generating(model, model.generate)
+            ours = {"generate": _generating(model, model.generate), "extra_repr": _naming(model)}
+            _WRAPPED[model] = _Wrapped({name: vars(model).get(name) for name in ours})
+            for name, method in ours.items():
+                setattr(model, name, method)
         _WRAPPED[model].users += 1
 
 
-def _unwrap_generate(model: Any) -> None:
+def _unwrap(model: Any) -> None:
     with _LOCK:
         wrapped = _WRAPPED[model]
         wrapped.users -= 1
         if wrapped.users:
             return
-        del _WRAPPED[model], model.generate
-        if wrapped.own is not None:
-            model.generate = wrapped.own
+        del _WRAPPED[model]
+        for name, own in wrapped.own.items():
+            delattr(model, name)
+            if own is not None:
+                setattr(model, name, own)
+
+
+def _naming(model: Any) -> Callable[[], str]:
+    def extra_repr() -> str:
+        run = run_on(model)
+        return "" if run is None else f"plan: {run.plan.name}"
+
+    return extra_repr
 
 
 def _generating(model: Any, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -82,6 +82,9 @@ class InternVL:
         return found
 
     def rewrap(self, features: Sequence[Tensor]) -> Any:
+        """One row per image, so that beams copy the right ones; one row in all where ragged."""
+        if len({len(x) for x in features}) == 1:
+            return torch.stack(list(features))
         return torch.cat(list(features))[None]
 
     def position_ids(self, model: Any, inputs: Inputs, mask: Tensor) -> Tensor:

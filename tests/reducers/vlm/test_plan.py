@@ -1,0 +1,302 @@
+"""A plan on a model and off again: what is refused, what is put back, who meets whom."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import polytok
+from polytok.core.errors import ConfigError, PolytokError, SignalError, UnknownNameError
+from polytok.reducers.vlm import Plan, plan
+from polytok.reducers.vlm.hosts import host_of
+from reducers.vlm.models import FAMILIES, IMAGE, batch, build, padded, prompt, single
+from reducers.vlm.reference import generated, row_of
+
+
+def traces(model: Any) -> tuple[Any, ...]:
+    """Everything that a plan could leave behind on a model."""
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    own = {name: set(vars(m)) for name, m in model.named_modules()}
+    kernels = [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")]
+    return hooks, own, kernels, repr(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_is_what_it_was(family: str) -> None:
+    model, inputs = build(family), single(family, 0)
+    plain = generated(model, inputs)  # transformers leaves hooks of its own in a first call
+    before = traces(model)
+    both = polytok.vlm("fastervlm", keep=2, row=row_of(family)) | polytok.vlm("dyvte", layer=1)
+    with both.applied(model):
+        generated(model, inputs)
+        assert "fastervlm | dyvte" in repr(model)
+    assert traces(model) == before
+    with pytest.raises(RuntimeError, match="stop"), both.applied(model):
+        raise RuntimeError("stop")
+    assert traces(model) == before
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("inside")
+
+    handle = host_of(model).tower(model).layers[1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="inside"), both.applied(model):
+        generated(model, inputs)
+    handle.remove()
+    assert traces(model) == before
+    after = generated(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
+
+
+def test_a_generate_of_its_own_comes_back() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    calls = []
+    original = model.generate
+
+    def own(**options: Any) -> Any:
+        calls.append(1)
+        return original(**options)
+
+    model.generate = own
+    with polytok.vlm("fastervlm", keep=2).applied(model):
+        model.generate(**inputs, max_new_tokens=1)
+    assert calls == [1] and model.generate is own
+
+
+def test_applying_twice_and_removing_twice_are_refused() -> None:
+    model = build("llava")
+    first, second = polytok.vlm("fastervlm", keep=2), polytok.vlm("random", keep=3)
+    run = first.apply(model)
+    before = traces(model)
+    with pytest.raises(ConfigError, match="fastervlm is already applied to this Llava"):
+        second.apply(model)
+    assert traces(model) == before
+    run.remove()
+    with pytest.raises(ConfigError, match="fastervlm is not applied to this Llava"):
+        run.remove()
+    with second.applied(model) as other:
+        other.remove()  # leaving the context is then nothing new
+    assert model.generate.__func__ is type(model).generate
+
+
+def test_two_threads_have_plans_of_their_own_on_one_model() -> None:
+    model, inputs = build("llava"), batch("llava", [single("llava", 0), single("llava", 1)])
+    plans = [
+        polytok.vlm("fastervlm", keep=5) | polytok.vlm("dyvte", layer=1),
+        polytok.vlm("uniform", keep=20) | polytok.vlm("dyvte", layer=0),
+    ]
+    alone = []
+    for each in plans:
+        with each.applied(model):
+            alone.append(generated(model, inputs))
+    barrier, found = threading.Barrier(2), {}
+
+    def work(i: int) -> None:
+        with plans[i].applied(model):
+            barrier.wait(60)
+            found[i] = [generated(model, inputs) for _ in range(3)]
+            barrier.wait(60)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        for result in found[i]:
+            for a, b in zip(result.logits, alone[i].logits, strict=True):
+                assert torch.equal(a, b)
+    assert host_of(model).tower(model).module.config._attn_implementation == "sdpa"
+    assert model.generate.__func__ is type(model).generate
+
+
+def test_a_thread_without_the_plan_is_told_so() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    plain = generated(model, inputs)
+    told: list[Any] = []
+
+    def work() -> None:
+        try:
+            generated(model, inputs)
+        except UserWarning as warning:
+            told.append(str(warning))
+        logits = model(**inputs).logits[:, -1]
+        told.append(logits)
+
+    with polytok.vlm("fastervlm", keep=5).applied(model):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert "applied to this model in another thread" in told[0]
+    torch.testing.assert_close(told[1], plain.logits[0])
+
+
+def test_generate_takes_and_returns_whole_prompts() -> None:
+    model, inputs = build("llava"), batch("llava", [single("llava", 0), single("llava", 1)])
+    length = inputs["input_ids"].shape[1]
+    with polytok.vlm("fastervlm", keep=2).applied(model):
+        found = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        limited = model.generate(**inputs, max_length=length + 3, do_sample=False)
+        rest = {k: v for k, v in inputs.items() if k != "input_ids"}
+        positional = model.generate(inputs["input_ids"], **rest, max_new_tokens=3, do_sample=False)
+        config = model.generation_config.from_dict(model.generation_config.to_dict())
+        config.max_length = length + 3
+        configured = model.generate(**inputs, generation_config=config, do_sample=False)
+    assert found.shape == (2, length + 3)
+    assert torch.equal(found[:, :length], inputs["input_ids"])
+    for other in (limited, positional, configured):
+        assert torch.equal(other, found)
+    assert config.max_length == length + 3
+
+
+def test_prepared_inputs_are_what_the_context_runs() -> None:
+    model, inputs = build("llava"), batch("llava", [single("llava", 0), single("llava", 1)])
+    method = polytok.vlm("fastervlm", keep=2)
+    before = {k: v.clone() for k, v in inputs.items()}
+    prepared, report = method.prepare(model, inputs)
+    assert all(torch.equal(inputs[k], before[k]) for k in before)
+    outside = generated(model, prepared)
+    with method.applied(model) as run:
+        inside = generated(model, inputs)
+        assert str(report) == str(run.report)
+        again = generated(model, prepared)  # already reduced: as it is
+    assert all(torch.equal(a, b) for a, b in zip(outside.logits, inside.logits, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outside.logits, again.logits, strict=True))
+    assert run.report is None
+    assert report.after == (2, 2) and report.prompt_after == tuple(
+        n - 62 for n in report.prompt_before
+    )
+
+
+def test_streams_by_hand_go_on_after_the_reduction() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    with polytok.vlm("fastervlm", keep=2).applied(model), torch.no_grad():
+        expected = generated(model, inputs)
+        out = model(**inputs)
+        positional = model(inputs["input_ids"], inputs["pixel_values"])
+        assert torch.equal(out.logits, positional.logits)
+        out = model(input_ids=out.logits[:, -1:].argmax(-1), cache=out.cache)
+    torch.testing.assert_close(out.logits[:, -1], expected.logits[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_that_do_not_fit_are_refused(family: str) -> None:
+    model, inputs = build(family), single(family, 0)
+    method = polytok.vlm("random", keep=2)
+    text = padded([prompt([], 5, 0)])
+    more = dict(inputs)
+    more["input_ids"] = torch.cat([torch.full((1, 16), IMAGE), inputs["input_ids"]], 1)
+    more["attention_mask"] = torch.ones_like(more["input_ids"])
+    cases: list[tuple[dict[str, Any], str]] = [
+        (text, r"no image \(pixel_values\); for text alone"),
+        (more, "image placeholders in the prompt for|tiles of image tokens for"),
+        ({**inputs, "input_ids": None}, "input_ids"),
+    ]
+    with method.applied(model):
+        for wrong, words in cases:
+            with pytest.raises(SignalError, match=words):
+                model.generate(**wrong, max_new_tokens=2)
+            with pytest.raises(SignalError, match=words):
+                model(**wrong)
+    for name in host_of(model).pixels[1:]:
+        with pytest.raises(SignalError, match=f"the inputs lack {name}"):
+            method.prepare(model, {k: v for k, v in inputs.items() if k != name})
+
+
+def test_an_image_spread_over_two_prompts_is_refused() -> None:
+    model, inputs = build("llava"), batch("llava", [single("llava", 0), single("llava", 1)])
+    ids = inputs["input_ids"].clone()
+    ids[0, -1], ids[1, ids[1] == IMAGE] = IMAGE, torch.where(torch.arange(64) < 63, IMAGE, 5)
+    with pytest.raises(SignalError, match="spread over two prompts"):
+        polytok.vlm("random", keep=2).prepare(model, {**inputs, "input_ids": ids})
+
+
+def test_models_that_do_not_fit_are_refused() -> None:
+    method = polytok.vlm("fastervlm", keep=2)
+    with pytest.raises(ConfigError, match=r"'Linear' is not a supported family \(supported: llava"):
+        method.apply(torch.nn.Linear(1, 1))
+    model = build("llava")
+    with pytest.raises(ConfigError, match=r"pass the ...ForConditionalGeneration model itself"):
+        method.apply(model.model)
+    tower = host_of(model).tower(model).module
+    tower.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ConfigError, match=r"'flash_attention_2', which gives no scores; call set_"):
+        method.apply(model)
+    polytok.vlm("random", keep=2).check(model)  # needs no scores
+    tower.config._attn_implementation_internal = "sdpa"
+    with pytest.raises(ConfigError, match="SiglipVisionModel has no class token"):
+        method.apply(build("llava_siglip"))
+    polytok.vlm("fastervlm", keep=2, row="received").prepare(
+        build("llava_siglip"), single("llava_siglip", 0)
+    )
+    model.config.text_config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ConfigError, match="borders between prompts; use positions='contiguous'"):
+        polytok.vlm("fastervlm", keep=2, positions="keep").apply(model)
+    method.check(model)
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    from transformers import DynamicCache
+
+    with polytok.vlm("fastervlm", keep=2, positions="keep").applied(model):
+        for options, words in (
+            ({"assistant_model": model}, "assisted decoding"),
+            ({"use_cache": False}, "positions='keep' needs a cache"),
+            ({"cache": DynamicCache()}, "goes on with a cache"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                model.generate(**inputs, max_new_tokens=2, **options)
+    model = build("internvl")
+    ragged = batch("internvl", [single("internvl", 0), single("internvl", 1)])
+    with polytok.vlm("fastervlm", keep=2).applied(model):
+        with pytest.raises(ConfigError, match="generate one prompt at a time"):
+            model.generate(**ragged, max_new_tokens=2, num_beams=2)
+        same = batch("internvl", [single("internvl", 0), single("internvl", 0)])
+        one = generated(model, single("internvl", 0), num_beams=2)
+        two = generated(model, same, num_beams=2)
+    assert torch.equal(one.sequences[0], two.sequences[0])
+    assert torch.equal(one.sequences[0], two.sequences[1])
+
+
+def test_a_static_cache_holds_a_shortened_prompt() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    with polytok.vlm("fastervlm", keep=2).applied(model):
+        dynamic = generated(model, inputs)
+        static = generated(model, inputs, cache_implementation="static", disable_compile=True)
+    assert torch.equal(dynamic.sequences, static.sequences)
+
+
+def test_names_and_joins() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'fastervlm'"):
+        polytok.vlm("fastervl", keep=2)
+    with pytest.raises(UnknownNameError, match="did you mean 'keep'"):
+        polytok.vlm("fastervlm", kep=2)
+    one = polytok.vlm("fastervlm", keep=2)
+    with pytest.raises(ConfigError, match="both have the stage 'visual'"):
+        one | polytok.vlm("random", keep=2)
+    with pytest.raises(ConfigError, match="plan 'none' has no stage"):
+        Plan(name="none")
+    with pytest.raises(PolytokError, match="dyvte leaves the inputs as they are"):
+        polytok.vlm("dyvte", layer=1).prepare(build("llava"), single("llava", 0))
+
+
+def test_other_releases_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llava")
+    monkeypatch.setattr(plan, "_CHECKED", set())
+    monkeypatch.setattr(plan.metadata, "version", lambda _: "5.99.1")
+    with pytest.warns(UserWarning, match=r"transformers 5.99 was not tested"):
+        polytok.vlm("random", keep=2).check(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polytok.vlm("random", keep=2).check(model)
+
+
+def test_a_release_without_encoder_outputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llava")
+    monkeypatch.setattr(type(model), "forward", lambda self, input_ids=None: None)
+    with pytest.raises(ConfigError, match=r"takes no mm_encoder_outputs; use transformers 5.23"):
+        polytok.vlm("random", keep=2).apply(model)
