@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polytok.core.errors import ConfigError, WeightsError
+from polytok.core.errors import ConfigError, SignalError, WeightsError
 from polytok.reducers.vlm import Plan, Prefill, StaticExit
 
 REFERENCE_KEYS = "model.visual_gates_router."
@@ -220,9 +220,11 @@ def train_gates(
     Each batch runs twice in one pass: whole, and without visual tokens after the drawn layer.
 
     Args:
-        batches: see :func:`exit_labels`; as many steps as it has items.
-        lr: of AdamW at the first step, then along a cosine without restarts if ``batches`` has a
-            length, else constant. The published run warms up over 3%.
+        batches: see :func:`exit_labels`; one step each.
+        lr: of AdamW, constant. The published run warms up over 3% and falls along a cosine.
+
+    Raises:
+        SignalError: a prompt has no text that a gate could read.
     """
     optimizer = torch.optim.AdamW(gates.parameters(), lr=lr, weight_decay=0.0)
     was_training = model.training
@@ -233,6 +235,8 @@ def train_gates(
     for batch in batches:
         layer = int(torch.randint(depth, (), generator=rng))
         target, features = exit_labels(model, batch, layer, agree=agree, loss_ratio=loss_ratio)
+        if not bool(features.isfinite().all()):
+            raise SignalError("a prompt has no text between its image and its last token")
         loss = F.cross_entropy(gates(layer, features.detach()).float(), target)
         optimizer.zero_grad()
         loss.backward()

@@ -76,27 +76,27 @@ class TileBudget:
 
     def allocate(self, tokens: VisualTokens, image: int) -> tuple[int, ...]:
         layout = tokens.layouts[image]
+        if self.rate == 1:
+            return layout.capacity
         first = layout.thumbnail or 0
         full, rest = self.split(layout)
-        counts = [0] * layout.tiles
-        counts[first] = full
-        others = [i for i in range(layout.tiles) if i != first]
-        if rest:
-            content = self.content(self.early(tokens)[image][first], layout)
-            shares = [n * rest / sum(content) for n in content]
-            for tile, share in zip(others, shares, strict=True):
-                counts[tile] = min(int(share), layout.cells)
-            if self.exact_total:
-                order = sorted(range(len(others)), key=lambda i: int(shares[i]) - shares[i])
-                counts[others[order[0]]] += rest - sum(map(int, shares))
-                others = [others[i] for i in order]
-        if not self.exact_total:
-            return tuple(counts)
-        room = [n if i != first else 0 for i, n in enumerate(layout.capacity)]
-        tiles = spill([0 if i == first else n for i, n in enumerate(counts)], room, others)
-        return tuple(
-            min(full, layout.capacity[first]) if i == first else n for i, n in enumerate(tiles)
-        )
+        content = self.content(self.early(tokens)[image][first], layout)
+        shares = [n * rest / max(sum(content), 1) for n in content][: layout.tiles - 1]
+        counts = [min(int(share), layout.cells) for share in shares]
+        if self.exact_total:
+            counts = self._completed(shares, rest, layout, first)
+            full = min(full, layout.capacity[first])
+        counts.insert(first, full)
+        return tuple(counts)
+
+    def _completed(self, shares: list[float], rest: int, layout: Layout, first: int) -> list[int]:
+        """All of ``rest``: what truncation leaves goes where it cut most, then where is room."""
+        counts = list(map(int, shares))
+        order = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])
+        if order:
+            counts[order[0]] += rest - sum(counts)
+        room = [n for i, n in enumerate(layout.capacity) if i != first]
+        return list(spill(counts, room, order))
 
     def content(self, early: Tensor, layout: Layout) -> list[int]:
         """Marked cells of the thumbnail that lie in each tile, row by row of tiles."""
