@@ -55,9 +55,15 @@ class BlockCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """MACs of a model for one image; what does not depend on the reduction is ``fixed``."""
+    """MACs of a model for one image.
+
+    Args:
+        fixed: of what does not depend on the reduction, such as the patch embedding.
+        tail: per patch token that is left behind the last block, such as of a pooling head.
+    """
 
     fixed: int
+    tail: int
     blocks: tuple[BlockCost, ...]
     patches: int
     prefix: int
@@ -65,7 +71,8 @@ class ModelCost:
     def plain(self) -> int:
         """Of the unreduced model."""
         length = self.patches + self.prefix
-        return self.fixed + sum(int(block.plain(length)) for block in self.blocks)
+        blocks = sum(int(block.plain(length)) for block in self.blocks)
+        return self.fixed + blocks + self.tail * self.patches
 
     def reduced(self, reducer: Reducer, schedule: Schedule) -> int:
         """Of the model under a schedule."""
@@ -77,7 +84,7 @@ class ModelCost:
                 continue
             patches = keep + reducer.extra
             total += block.reduced(length, patches + self.prefix, keep, reducer)
-        return total
+        return total + self.tail * patches
 
     def kept(self, reducer: Reducer, schedule: Schedule) -> tuple[int, ...]:
         """Patch tokens each block keeps."""
@@ -120,36 +127,45 @@ def cost(model: nn.Module, image: Tensor) -> ModelCost:
     inside = {m for block in blocks for m in block.modules()}
     outside = [m for m in model.modules() if m not in inside]
     with _plain(model):
-        fixed, lengths = _observed(model, image, outside, blocks[0])
+        fixed, behind, length = _observed(model, image, outside, blocks)
     prefix = host.prefix(core)
+    patches = length - prefix
     return ModelCost(
-        fixed=fixed,
+        fixed=fixed + behind * prefix // length,
+        tail=behind // length,
         blocks=tuple(_block_cost(host.linears(block), block) for block in blocks),
-        patches=lengths - prefix,
+        patches=patches,
         prefix=prefix,
     )
 
 
 def _observed(
-    model: nn.Module, image: Tensor, modules: Sequence[nn.Module], first: nn.Module
-) -> tuple[int, int]:
-    """MACs of the linear and convolution layers among ``modules``; tokens at the first block."""
-    counts, lengths = [], []
+    model: nn.Module, image: Tensor, modules: Sequence[nn.Module], blocks: Sequence[nn.Module]
+) -> tuple[int, int, int]:
+    """MACs of linear and convolution layers among ``modules``, and tokens at the first block.
+
+    The MACs of layers that run on all tokens behind the last block come apart, second.
+    """
+    fixed, behind, lengths = [], [], []
 
     def count(module: Any, inputs: Any, out: Tensor) -> None:
-        per_value = module.weight[0].numel()
-        counts.append(out[0].numel() * per_value)
+        macs = out[0].numel() * module.weight[0].numel()
+        is_per_token = len(lengths) == 2 and out.ndim == 3 and out.shape[1] > lengths[1] // 2
+        (behind if is_per_token else fixed).append(macs)
 
     hooks = [
         m.register_forward_hook(count) for m in modules if isinstance(m, (nn.Linear, nn.Conv2d))
     ]
-    hooks.append(first.register_forward_pre_hook(lambda m, x: lengths.append(x[0].shape[1])))
+    for block in (blocks[0], blocks[-1]):
+        hooks.append(
+            block.register_forward_pre_hook(lambda m, inputs: lengths.append(inputs[0].shape[1]))
+        )
     try:
         model(image[:1])
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(counts), lengths[0]
+    return sum(fixed), sum(behind), lengths[0]
 
 
 def _block_cost(parts: tuple[nn.Module, nn.Module], block: nn.Module) -> BlockCost:
@@ -171,8 +187,16 @@ def counted_macs(model: nn.Module, image: Tensor) -> int:
 
     Attention is computed unfused meanwhile, since the counter sees nothing of a fused one on CPUs.
     """
+    learning = [p for p in model.parameters() if p.requires_grad]
     with unfused(model), FlopCounterMode(display=False) as counter:
-        model(image[:1])
+        try:
+            # The counter follows gradients, and stumbles over parameters that enter a layer.
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            model(image[:1])
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 

@@ -42,7 +42,7 @@ def merge_halves(
         score: (B, n_a, n_b) how well a pair fits. weights: (B, n) of the means.
     """
     count = score.shape[1] + score.shape[2]
-    a, b = (half.expand(len(score), -1) for half in halves(count, score.device))
+    a, b = (half.expand(score.shape[0], -1) for half in halves(count, score.device))
     best, partner_of_a = score.max(2)
     gone_a = _marked(best, into_b)
     left = score.masked_fill(gone_a[..., None], float("-inf"))
@@ -52,7 +52,7 @@ def merge_halves(
     rank_a, rank_b = (~gone_a).cumsum(1) - 1, (~gone_b).cumsum(1) - 1
     of_b = torch.where(gone_b, rank_a.gather(1, partner_of_b), rank_b + score.shape[1] - into_b)
     of_a = torch.where(gone_a, of_b.gather(1, partner_of_a), rank_a)
-    assign = torch.zeros(len(score), count, dtype=torch.int64, device=score.device)
+    assign = torch.zeros(score.shape[0], count, dtype=torch.int64, device=score.device)
     assign = assign.scatter(1, a, of_a).scatter(1, b, of_b)
     index = torch.cat([_left(a, gone_a, into_b), _left(b, gone_b, into_a)], 1)
     return Merge(assign, index, weights=weights, backend=backend)

@@ -83,7 +83,7 @@ class MCTF(Reducer):
     def _fit(self, x: Tensor, received: Tensor, size: Tensor) -> Tensor:
         """(B, n_a, n_b) log of the product, which orders pairs alike."""
         a, b = halves(x.shape[1], x.device)
-        fit = x.new_zeros(len(x), len(a), len(b), dtype=torch.float32)
+        fit = x.new_zeros(x.shape[0], len(a), len(b), dtype=torch.float32)
         alike, info, small = self.tau
         if alike:
             fit = fit + ((cosine(x[:, a], x[:, b]) + 1) / 2).clamp(min=0).log() / alike

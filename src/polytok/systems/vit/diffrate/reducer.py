@@ -59,7 +59,7 @@ class DiffRate(Reducer):
     def merged(self, x: Tensor, keep: int) -> Merge:
         """Merge sorted tokens (B, n, C) from place ``keep`` on into those before."""
         alike, nearest = cosine(x[:, keep:], x[:, :keep]).max(2)
-        first = torch.arange(keep, device=x.device).expand(len(x), -1)
+        first = torch.arange(keep, device=x.device).expand(x.shape[0], -1)
         discount = torch.cat([torch.ones_like(first), alike.clamp(min=0)], 1)
         return Merge(
             torch.cat([first, nearest], 1),

@@ -111,7 +111,7 @@ class Rates(nn.Module):
                 after = _least(length, *pair)
             total = total + block.plain(length, after)
             length = after
-        return total
+        return total + found.tail * (length - found.prefix)
 
 
 def _least(before: Tensor, prune: Tensor, merge: Tensor) -> Tensor:

@@ -1,0 +1,153 @@
+"""What cannot work is refused in one sentence, before anything is changed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import polytok
+from polytok.core.errors import PolytokError
+from polytok.networks.pretrained.optional import import_hf
+from polytok.reducers import paused, trace
+from polytok.reducers.families import FAMILIES
+from reducers.models import build, image, tiny_deit, tiny_hf
+
+DEIT = next(f for f in FAMILIES if f.name == "DeiT")
+SIGLIP = next(f for f in FAMILIES if f.name == "SigLIP")
+timm = import_hf("timm.models.vision_transformer")
+
+
+class OwnBlock(timm.Block):
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return super().forward(x)
+
+
+class OwnFeatures(timm.VisionTransformer):
+    def forward_features(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return super().forward_features(x)
+
+
+def small(kind: type[nn.Module] = timm.VisionTransformer, **options: Any) -> nn.Module:
+    return kind(img_size=64, embed_dim=48, depth=2, num_heads=3, num_classes=7, **options)
+
+
+def two_towers() -> nn.Module:
+    return nn.ModuleList([tiny_deit(), tiny_deit()])
+
+
+def positions_in_the_pool() -> nn.Module:
+    model = build(SIGLIP)
+    model.attn_pool.pos_embed = nn.Parameter(torch.zeros(16, 48))
+    return model
+
+
+def compiled() -> nn.Module:
+    with warnings.catch_warnings():
+        # Of torch's own.
+        warnings.simplefilter("ignore")
+        return torch.compile(tiny_deit())
+
+
+REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("unknown model", lambda: nn.Linear(3, 3), {}, "has no vision transformer"),
+    ("no model", lambda: "deit", {}, "a model is wanted, got str"),
+    ("several models", two_towers, {}, "has 2 vision transformers"),
+    ("post-norm blocks", lambda: small(block_fn=timm.ResPostBlock), {}, "ResPostBlock"),
+    ("parallel", lambda: small(block_fn=timm.ParallelScalingBlock), {}, "ParallelScalingBlock"),
+    ("own block", lambda: small(block_fn=OwnBlock), {}, "OwnBlock has its own forward"),
+    ("own loop", lambda: small(OwnFeatures), {}, "OwnFeatures has its own forward_features"),
+    ("other attention", lambda: small(attn_layer="diff"), {}, "DiffAttention"),
+    ("no class token", lambda: build(SIGLIP), {}, "ranks patches by the class token"),
+    ("pool", positions_in_the_pool, {"method": "tome"}, "needs every patch in its place"),
+    ("compiled", compiled, {}, "then compile it"),
+    ("keep 0", tiny_deit, {"keep": 0.0}, r"not within \(0, 1\]"),
+    ("keep above 1", tiny_deit, {"keep": {1: 1.5}}, r"not within \(0, 1\]"),
+    ("keep of no number", tiny_deit, {"keep": {1: "half"}}, "is not a number"),
+    ("too long", tiny_deit, {"keep": [1.0] * 5}, "rule for layer 4"),
+    ("negative layer", tiny_deit, {"keep": {-1: 0.5}}, "blocks count from 0"),
+    ("too few", tiny_deit, {"method": "tome", "keep": 0.3}, "keeps at least 8"),
+    ("two schedules", tiny_deit, {"keep": 0.5, "r": 3}, "give one of keep, r"),
+    ("unknown method", tiny_deit, {"method": "evti"}, "did you mean 'evit'"),
+    ("unknown option", tiny_deit, {"fues": True}, "did you mean 'fuse'"),
+    ("wrong option", tiny_deit, {"fuse": 3}, "not of type bool"),
+    ("restore", tiny_deit, {"restore": "all"}, "neither 'none' nor 'grid'"),
+    ("lists", tiny_deit, {"method": "diffrate", "prune": (9,)}, "they go together"),
+    ("schedule file", tiny_deit, {"schedule": "nowhere.json"}, "nowhere.json"),
+    ("kernel", lambda: flash(tiny_hf()), {"method": "tome"}, "takes no bias"),
+]
+
+
+def flash(model: nn.Module) -> nn.Module:
+    model.vit.config._attn_implementation = "flash_attention_2"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build_model", "options", "reason"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
+def test_refused_before_anything_changes(build_model: Any, options: Any, reason: str) -> None:
+    model = build_model()
+    before = repr(model)
+    with pytest.raises(PolytokError, match=reason) as refused:
+        polytok.reduce(model, **options)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+    assert repr(model) == before
+    if isinstance(model, nn.Module):
+        assert all(type(m).__mro__[0] is type(m) for m in model.modules())
+        assert not any("reduction" in m.__dict__ for m in model.modules())
+
+
+def test_twice_is_refused_and_what_is_applied_stays() -> None:
+    model = tiny_deit()
+    polytok.reduce(model, "evit", keep=0.5)
+    with pytest.raises(PolytokError, match=r"reduced by evit.* already.*unreduce"):
+        polytok.reduce(model, "tome")
+    assert "reduced by evit" in repr(model)
+
+
+def test_nothing_applied_is_refused() -> None:
+    model = tiny_deit()
+    for call in (polytok.unreduce, lambda m: trace(m, image(DEIT))):
+        with pytest.raises(PolytokError, match=r"not reduced.*polytok\.reduce"):
+            call(model)
+    with pytest.raises(PolytokError, match="not reduced"), paused(model):
+        pass
+
+
+def test_masks_are_refused() -> None:
+    model = tiny_deit()
+    polytok.reduce(model, "evit", keep=0.5)
+    mask = torch.ones(17, 17, dtype=torch.bool)
+    for options in ({"attn_mask": mask}, {"is_causal": True}):
+        with pytest.raises(PolytokError, match="no attention mask"):
+            model(image(DEIT), **options)
+        with paused(model):
+            assert model(image(DEIT), **options).shape == (2, 7)
+
+
+def test_heads_that_need_every_patch_are_refused_without_a_grid() -> None:
+    transformers = import_hf("transformers")
+    config = tiny_hf().config
+    config.encoder_stride = 16
+    model = transformers.ViTForMaskedImageModeling(config).eval()
+    with pytest.raises(PolytokError, match="restore='grid' works"):
+        polytok.reduce(model, "evit", keep=0.5)
+    polytok.reduce(model, "evit", keep=0.5, restore="grid")
+    assert model(image(DEIT)).reconstruction.shape == (2, 3, 64, 64)
+
+
+def test_other_versions_warn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from polytok.reducers import api
+
+    monkeypatch.setitem(api.TESTED, "timm", ("0.0.1",))
+    api._warn_untested.cache_clear()
+    with pytest.warns(UserWarning, match=r"tested with timm 0\.0\.1, this is"):
+        polytok.reduce(tiny_deit(), "evit", keep=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polytok.reduce(tiny_deit(), "evit", keep=0.5)
+    api._warn_untested.cache_clear()

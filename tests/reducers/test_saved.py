@@ -1,0 +1,104 @@
+"""Saving a reduced model writes the plain one and a small file, and both load back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import polytok
+from polytok.core.errors import PolytokError, WeightsError
+from polytok.networks.pretrained.optional import import_hf
+from polytok.reducers import reduction_of
+from polytok.reducers.baselines import UniformOrder
+from polytok.reducers.families import FAMILIES
+from reducers.models import image, logits, tiny_deit, tiny_hf
+
+DEIT = next(f for f in FAMILIES if f.name == "DeiT")
+
+
+class Mine(UniformOrder):
+    """Somebody's own method."""
+
+
+@torch.no_grad()
+def test_transformers_models_save_themselves(tmp_path: Path) -> None:
+    model = tiny_hf()
+    plain = logits(model(image(DEIT)))
+    polytok.reduce(model, "mctf", r=3, pooling="size", restore="grid")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
+        "ViTForImageClassification"
+    ]
+    untouched = import_hf("transformers").ViTForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(logits(untouched.eval()(image(DEIT))), plain)
+    _check_loaded(tmp_path, model)
+
+
+@torch.no_grad()
+def test_bare_transformers_models_too(tmp_path: Path) -> None:
+    model = tiny_hf().vit
+    polytok.reduce(model, "evit", keep=0.5)
+    polytok.reducers.save(model, tmp_path)
+    _check_loaded(tmp_path, model)
+
+
+@torch.no_grad()
+def test_timm_models_are_saved_as_timm_does(tmp_path: Path) -> None:
+    model = tiny_deit()
+    plain = model(image(DEIT))
+    polytok.reduce(model, "diffrate", keep={1: 0.6}, prune_share=0.25)
+    polytok.reducers.save(model, tmp_path)
+    untouched = import_hf("timm").create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert torch.equal(untouched.eval()(image(DEIT)), plain)
+    _check_loaded(tmp_path, model)
+
+
+def _check_loaded(folder: Path, model: nn.Module) -> None:
+    loaded = polytok.reducers.load(folder)
+    assert str(reduction_of(loaded)) == str(reduction_of(model))
+    assert torch.equal(logits(loaded(image(DEIT))), logits(model(image(DEIT))))
+
+
+@torch.no_grad()
+def test_a_reduction_alone_goes_onto_any_plain_model(tmp_path: Path) -> None:
+    model = tiny_deit()
+    polytok.reduce(model, "evit", keep=0.5, fuse=False)
+    polytok.reducers.write_reduction(model, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["reduction.json"]
+    other = polytok.reducers.load(tmp_path, tiny_deit())
+    assert torch.equal(other(image(DEIT)), model(image(DEIT)))
+
+
+def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
+    model = tiny_deit()
+    with pytest.raises(PolytokError, match="not reduced"):
+        polytok.reducers.save(model, tmp_path)
+    polytok.reduce(model, Mine(), keep=0.5)
+    with pytest.raises(PolytokError, match="Mine has no name to load it by"):
+        polytok.reducers.write_reduction(model, tmp_path)
+    wrapped = nn.Sequential(model)
+    with pytest.raises(PolytokError, match="no name in timm or transformers"):
+        polytok.reducers.save(wrapped, tmp_path)
+    with pytest.raises(WeightsError, match=r"reduction\.json"):
+        polytok.reducers.load(tmp_path)
+    for text in ("{", "{}", '{"format_version": 1, "metod": 1}'):
+        (tmp_path / "reduction.json").write_text(text)
+        with pytest.raises(WeightsError, match=r"reduction\.json"):
+            polytok.reducers.load(tmp_path)
+    polytok.unreduce(model)
+    polytok.reduce(model, "evit", keep=0.5)
+    polytok.reducers.write_reduction(model, tmp_path)
+    with pytest.raises(WeightsError, match="cannot build the model"):
+        polytok.reducers.load(tmp_path)
+    stale = (
+        (tmp_path / "reduction.json")
+        .read_text()
+        .replace('"format_version": 1', '"format_version": 9')
+    )
+    (tmp_path / "reduction.json").write_text(stale)
+    with pytest.raises(WeightsError, match="format 9"):
+        polytok.reducers.load(tmp_path, tiny_deit())
