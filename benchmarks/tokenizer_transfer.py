@@ -43,7 +43,7 @@ SEEDED = ("zett", "lexical", "random")
 RECIPE = ROOT / "recipes" / "zett" / "small.toml"
 LM = {"n_layer": 2, "n_embd": 128, "n_head": 2}
 PROTOCOL = {
-    "about": "bits per byte of unseen text after exchanging the tokenizer of a small language model",
+    "about": "bits per byte of unseen text after a small language model got another tokenizer",
     "source": f"GPT-2 of {LM}, context {CONTEXT}, {LM_STEPS} steps of {BATCH} windows; byte-level "
     f"BPE of {SOURCE_SIZE} tokens; English documentation and Python source, every {EVERY}th chunk "
     f"of {CHUNK} bytes held out",
@@ -237,7 +237,7 @@ def rows_of(work: Path, name: str, method: str, seed: int, steps: Sequence[int])
         if count > done:
             train_lm(lm.model, tokenizer, corpus, steps=count - done, rate=TUNING_RATE, seed=seed)
             done = count
-        score = zett.bits_per_byte(lm.model, tokenizer, unseen, start=END, context=CONTEXT)
+        score = zett.bits_per_byte(lm, tokenizer, unseen)
         row = {"target": name, "method": method, "seed": seed, "steps": count}
         row |= {"bits_per_byte": score.bits_per_byte, "bytes_per_token": score.bytes_per_token}
         print(row, flush=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from polytok.cli import collapse, show
+from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
 
 DEFAULT_MODEL = "vat-512b-small"
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(collapse.app, name="collapse")
+app.command()(transfer)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]

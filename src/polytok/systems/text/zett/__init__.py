@@ -22,6 +22,7 @@ from polytok.systems.text.zett.loading import (
     load_model,
     load_tokenizer,
     of_parts,
+    quieten,
 )
 from polytok.systems.text.zett.model import Zett
 from polytok.systems.text.zett.training import STAGES, prepare_training
@@ -56,6 +57,7 @@ __all__ = [
     "of_parts",
     "prepare_training",
     "preset",
+    "quieten",
     "save_hypernet",
     "save_transfer",
     "surface_forms",

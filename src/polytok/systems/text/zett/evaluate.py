@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from polytok.core.errors import PolytokError, SignalError
 from polytok.systems.text.zett.bytelevel import ByteLevel
+from polytok.systems.text.zett.loading import LanguageModel
 
 LN2 = math.log(2)
 
@@ -39,31 +40,34 @@ class BitsPerByte:
 
 @torch.no_grad()
 def bits_per_byte(
-    model: Any,
+    lm: LanguageModel,
     tokenizer: ByteLevel,
     texts: Sequence[str],
     *,
-    start: str | None,
     context: int | None = None,
     batch_size: int = 32,
 ) -> BitsPerByte:
-    """Score texts, each by itself, with a causal model of ``transformers``.
+    """Score texts, each by itself, with a causal model as it is under a tokenizer.
 
-    Every token is scored, the first after the ``start`` token; without one, it costs the bits of
-    an even guess. A text longer than the context is read in windows that overlap by half, and a
+    Every token is scored, the first after the model's start token; without one, it costs the bits
+    of an even guess. A text longer than the context is read in windows that overlap by half, and a
     token is scored where it has most context. The end of a text costs nothing.
 
     Args:
-        start: name of the special token before each text. context: tokens per window with the
+        tokenizer: the model's own, or the one it was given. context: tokens per window with the
             start; the model's own limit if not given.
 
     Raises:
-        SignalError: there is no byte to score. PolytokError: the context is below 4 tokens.
+        SignalError: there is no byte to score. PolytokError: the model fills masks, or the context
+            is below 4 tokens.
     """
+    model = lm.model
+    if lm.embeddings.is_masked:
+        raise PolytokError("bits per byte need a model that continues texts; this one fills masks")
     limit = context or getattr(model.config, "max_position_embeddings", None) or 2048
     if limit < 4:
         raise PolytokError(f"context={limit} must be at least 4")
-    first = None if start is None else tokenizer.vocabulary.specials[start]
+    first = None if lm.start is None else tokenizer.vocabulary.specials[lm.start]
     total = sum(len(text.encode()) for text in texts)
     if not total:
         raise SignalError("no byte to score: every text is empty")
@@ -83,7 +87,7 @@ def bits_per_byte(
         bits=bits,
         bytes=total,
         tokens=sum(len(e.ids) for e in encoded),
-        conventions=f"each text alone, after {start!r}, context {limit}, windows overlap by half",
+        conventions=f"each text alone after {lm.start!r}, windows of {limit} overlap by half",
     )
 
 

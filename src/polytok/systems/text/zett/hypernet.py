@@ -245,7 +245,7 @@ class _Head(nn.Module):
         self.scaler = Rescaler(config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scaler(self.project(x).float())
+        return self.scaler(self.project(x))
 
     def project(self, x: Tensor) -> Tensor:
         """The embedding before it is scaled."""

@@ -15,7 +15,7 @@ from polytok.core.errors import SignalError, UnknownNameError, WeightsError, one
 from polytok.networks.pretrained.optional import import_hf
 from polytok.systems.text.zett.bytelevel import ByteLevel, byte_level
 from polytok.systems.text.zett.config import HypernetConfig
-from polytok.systems.text.zett.hypernet import Hypernet
+from polytok.systems.text.zett.hypernet import Embeddings, Hypernet
 from polytok.systems.text.zett.surgery import MASKED, PATHS, LMEmbeddings
 
 
@@ -37,7 +37,12 @@ class LanguageModel:
     @property
     def embeddings(self) -> LMEmbeddings:
         """Where its embeddings are."""
-        return LMEmbeddings(self.model, self.tokenizer.vocabulary.num_original)
+        return LMEmbeddings(self.model)
+
+    @property
+    def source(self) -> Embeddings:
+        """The embeddings of its tokens, without rows of padding."""
+        return self.embeddings.read(self.tokenizer.vocabulary.num_original)
 
     @property
     def pad_id(self) -> int:
@@ -82,7 +87,7 @@ def of_parts(model: Any, frame: Any) -> LanguageModel:
     if framed:
         start = tokenizer.tokenizer.id_to_token(framed[0])
     made = LanguageModel(model, frame, tokenizer, start)
-    made.embeddings.read()
+    made.embeddings.check(tokenizer.vocabulary.num_original)
     return made
 
 
@@ -152,3 +157,13 @@ def load_model(folder: Path, info: hub.Info, *, name: str = "", device: str = "c
     # In a run's weights the network is a part of what is trained.
     hub.load_weights(nn.ModuleDict({"hypernet": network}), folder)
     return network.to(device).eval()
+
+
+def quieten() -> None:
+    """Let ``transformers`` and the hub print no bars and no advice, for commands that report."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    logging = import_hf("transformers").utils.logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()

@@ -44,13 +44,13 @@ class Zett(nn.Module):
 
     def __init__(self, config: HypernetConfig, model: Any) -> None:
         super().__init__()
-        where = LMEmbeddings(model, config.vocab_size)
+        where = LMEmbeddings(model)
         self.config = fitted(config, where)
         self.hypernet = Hypernet(self.config)
         self.model = Frozen(model)
         self.objective: Literal["identity", "transfer"] = "transfer"
         self._where = (where,)
-        truth = where.read()
+        truth = where.read(config.vocab_size)
         self.register_buffer("source", truth.joined, persistent=False)
         self.register_buffer("source_bias", truth.bias, persistent=False)
 

@@ -102,8 +102,7 @@ class TokenizerSampler:
         if not len(keys):
             raise SignalError("the texts hold no words to make a tokenizer of")
         scores = np.concatenate([t.scores for t in tables]).astype(np.float64)
-        shares = np.bincount(inverse.ravel(), scores)
-        shares /= shares.sum()
+        shares = np.bincount(inverse.ravel(), scores) / scores.sum()
         noised = shares
         if config.noise_median:
             std = rng.lognormal(math.log(config.noise_median), config.noise_sigma)

@@ -39,7 +39,11 @@ PATHS: dict[str, Paths] = {
 MASKED = ("roberta", "xlm-roberta")
 """Model types that fill masks; the others continue texts."""
 
-_TOKEN_IDS = ("bos", "eos", "pad", "sep", "cls", "mask", "unk", "decoder_start")
+TOKEN_IDS = tuple(
+    f"{name}_token_id"
+    for name in ("bos", "eos", "pad", "sep", "cls", "mask", "unk", "decoder_start")
+)
+"""Attributes of configurations that hold ids of special tokens."""
 
 
 class LMEmbeddings:
@@ -47,25 +51,19 @@ class LMEmbeddings:
 
     Raises:
         UnknownNameError: the model's type has no row in :data:`PATHS`.
-        WeightsError: a module of its row is not there, or the embedding has fewer rows than the
-            tokenizer has tokens.
+        WeightsError: a module of its row is not there.
     """
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
+    def __init__(self, model: Any) -> None:
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         if kind not in PATHS:
             raise UnknownNameError("type of language model", kind, PATHS)
-        self.model, self.paths, self.vocab_size = model, PATHS[kind], vocab_size
+        self.model, self.paths = model, PATHS[kind]
         self.is_masked = kind in MASKED
         inputs, outputs = self._module(self.paths.input), self._module(self.paths.output)
         self.is_tied = inputs.weight is outputs.weight or bool(
             getattr(model.config, "tie_word_embeddings", False)
         )
-        if len(inputs.weight) < vocab_size:
-            raise WeightsError(
-                f"the tokenizer has {vocab_size} tokens, but the model embeds only "
-                f"{len(inputs.weight)}; do they belong together?"
-            )
 
     @property
     def has_bias(self) -> bool:
@@ -73,15 +71,38 @@ class LMEmbeddings:
         return self.paths.bias is not None
 
     @property
+    def parameters(self) -> set[str]:
+        """Names of the parameters that have a row per token."""
+        paths = self.paths
+        names = {f"{paths.input}.weight", f"{paths.output}.weight"}
+        return (
+            names if paths.bias is None else names | {f"{paths.output}.bias", f"{paths.bias}.bias"}
+        )
+
+    @property
     def dim(self) -> int:
         """Width of the embeddings."""
         return int(self._module(self.paths.input).weight.shape[1])
 
-    def read(self) -> Embeddings:
-        """Copies of the embeddings of the tokenizer's tokens, rows of padding left out, in fp32."""
+    def check(self, vocab_size: int) -> None:
+        """Refuse a tokenizer of more tokens than the model embeds.
+
+        Raises:
+            WeightsError: it has more.
+        """
+        count = len(self._module(self.paths.input).weight)
+        if count < vocab_size:
+            raise WeightsError(
+                f"the tokenizer has {vocab_size} tokens, but the model embeds only {count}; "
+                "do they belong together?"
+            )
+
+    def read(self, vocab_size: int) -> Embeddings:
+        """Copies of the first rows, one per token of the tokenizer, in fp32."""
+        self.check(vocab_size)
 
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.detach()[: self.vocab_size].float().clone()
+            return tensor.detach()[:vocab_size].float().clone()
 
         bias = None
         if self.paths.bias is not None:
@@ -107,7 +128,6 @@ class LMEmbeddings:
             owner.bias = nn.Parameter(bias.to(dtype))
             outputs.bias = owner.bias
         self.model.config.vocab_size = size
-        self.vocab_size = size
 
     def lent(self, embeddings: Embeddings) -> dict[str, Tensor]:
         """What ``torch.func.functional_call`` needs to run the model with other embeddings."""
@@ -125,12 +145,12 @@ class LMEmbeddings:
     def renumber(self, ids: Mapping[int, int]) -> None:
         """Change the ids of special tokens in the model's configurations, old to new."""
         for config in (self.model.config, getattr(self.model, "generation_config", None)):
-            for name in _TOKEN_IDS if config is not None else ():
-                value = getattr(config, f"{name}_token_id", None)
+            for name in TOKEN_IDS if config is not None else ():
+                value = getattr(config, name, None)
                 if isinstance(value, int):
-                    setattr(config, f"{name}_token_id", ids.get(value))
+                    setattr(config, name, ids.get(value))
                 elif isinstance(value, list):
-                    setattr(config, f"{name}_token_id", [ids[v] for v in value if v in ids])
+                    setattr(config, name, [ids[v] for v in value if v in ids])
         inputs = self._module(self.paths.input)
         if getattr(inputs, "padding_idx", None) is not None:
             inputs.padding_idx = ids.get(inputs.padding_idx)

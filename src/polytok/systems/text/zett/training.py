@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class TransferSampling:
     num_texts: int = 128
     num_tokens: int = 128
     exponent: float = 0.3
-    tokenizer: SamplerConfig = SamplerConfig()
+    tokenizer: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_texts", "num_tokens"):

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from polytok.systems.text.zett.heuristics import Request, constituents, initiali
 from polytok.systems.text.zett.hypernet import Embeddings, Hypernet
 from polytok.systems.text.zett.loading import LanguageModel, load_tokenizer
 from polytok.systems.text.zett.model import with_rows
+from polytok.systems.text.zett.surgery import TOKEN_IDS, LMEmbeddings
 
 ROWS = 16_384
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -62,7 +63,7 @@ def initialize_embeddings(
         UnknownNameError: no such method.
         WeightsError: the hypernetwork belongs to another model.
     """
-    tokens, source = target.vocabulary.tokens, lm.embeddings.read()
+    tokens, source = target.vocabulary.tokens, lm.source
     shared = shared_ids(tokens, lm.tokenizer)
     num_cut = 0
     if hypernet is None:
@@ -126,7 +127,7 @@ def check_fits(hypernet: Hypernet, lm: LanguageModel) -> None:
     """
     config, where = hypernet.config, lm.embeddings
     wanted = {
-        "vocab_size": where.vocab_size,
+        "vocab_size": lm.tokenizer.vocabulary.num_original,
         "embed_dim": where.dim,
         "is_tied": where.is_tied,
     }
@@ -232,7 +233,7 @@ def framed(lm: LanguageModel, target: ByteLevel) -> Any:
 
 
 @torch.no_grad()
-def transfer_sibling(sibling: Any, base: Any, transferred: LanguageModel, weight: float) -> Any:
+def transfer_sibling(sibling: Any, base: Any, transferred: Any, weight: float = 0.5) -> None:
     """Give a fine-tuned sibling of the base the new tokenizer too, in place.
 
     Its embeddings become those of the transferred base; every other weight moves by ``weight``
@@ -244,25 +245,23 @@ def transfer_sibling(sibling: Any, base: Any, transferred: LanguageModel, weight
     """
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight={weight} is not within [0, 1]")
-    taken = {f"{p}.weight" for p in (transferred.embeddings.paths.input,)}
-    where = replace(transferred, model=sibling)
-    new, old = dict(transferred.model.named_parameters()), dict(base.named_parameters())
+    new, old = dict(transferred.named_parameters()), dict(base.named_parameters())
     own = dict(sibling.named_parameters())
-    if own.keys() != old.keys() or own.keys() != new.keys():
+    where = LMEmbeddings(transferred)
+    embedded = where.parameters
+    if not own.keys() == old.keys() == new.keys():
         raise WeightsError("sibling, base and transferred base do not have the same parts")
-    paths = transferred.embeddings.paths
-    taken = {f"{paths.input}.weight", f"{paths.output}.weight", f"{paths.output}.bias"}
-    taken |= {f"{paths.bias}.bias"}
     for name, parameter in own.items():
-        if name in taken:
+        if name in embedded:
             continue
         if not parameter.shape == old[name].shape == new[name].shape:
             raise WeightsError(f"{name} has other shapes in sibling and base")
         parameter.add_(weight * (new[name] - old[name]))
-    from polytok.systems.text.zett.surgery import LMEmbeddings
-
-    LMEmbeddings(where.model, 1).write(transferred.embeddings.read())
-    return sibling
+    LMEmbeddings(sibling).write(where.read(transferred.config.vocab_size))
+    for config in ("config", "generation_config"):
+        for name in TOKEN_IDS:
+            value = getattr(getattr(transferred, config, None), name, None)
+            setattr(getattr(sibling, config), name, value)
 
 
 def save_transfer(

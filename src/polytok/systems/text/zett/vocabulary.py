@@ -1,4 +1,4 @@
-"""What a tokenizer knows, read from its JSON and written over bytes: its tokens, and their order."""
+"""What a tokenizer knows, read from its JSON and written over bytes."""
 
 from __future__ import annotations
 
@@ -235,7 +235,9 @@ def _tokens(tokenizer: Tokenizer, data: Mapping[str, Any], writer: _Writer) -> t
     tokens: list[Token] = []
     taken: set[str] = set()
     # Bytes by name come last: where a character has its own token, text reaches that one.
-    order = sorted(range(max(names) + 1), key=lambda i: names.get(i, "") in writer.bytes_by_name)
+    order = sorted(
+        range(max(names, default=-1) + 1), key=lambda i: names.get(i, "") in writer.bytes_by_name
+    )
     found: dict[int, Token] = {}
     for index in order:
         name = names.get(index)
@@ -266,7 +268,9 @@ def _with_characters(vocabulary: Vocabulary) -> Vocabulary:
     """Let the bytes of each character that is a token join first, as the character was whole."""
     if vocabulary.model != "BPE":
         return vocabulary
-    there, merges, parts = vocabulary.pieces, {}, {}
+    there = vocabulary.pieces
+    merges: dict[tuple[str, str], None] = {}
+    parts: dict[str, None] = {}
     for form in sorted(form for form in there if _is_character(form)):
         for end in range(1, len(form)):
             merges[form[:end], form[end]] = None
