@@ -60,18 +60,20 @@ class Scripted:
     script: dict[int, list[float]]
     hidden: dict[int, Tensor] = field(default_factory=dict)
 
+    def taps(self) -> tuple[Any, ...]:
+        return ()
+
     def check(self, model: Any) -> None: ...
 
     def after(self, layer: int, hidden: Tensor, prompt: Prefill) -> Tensor | None:
         if layer not in self.script:
             return None
-        alive = prompt.valid if prompt.alive is None else prompt.alive
-        drop = torch.zeros_like(alive)
+        drop = torch.zeros_like(prompt.image)
         for row, share in enumerate(self.script[layer]):
             where = prompt.image[row].nonzero().flatten()
             drop[row, where[: round(share * len(where))]] = True
         self.hidden[layer] = drop
-        return alive & ~drop
+        return prompt.left & ~drop
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -248,3 +250,46 @@ def test_other_threads_run_the_layers_as_they_are() -> None:
     cutter.install()
     assert torch.equal(model(**inputs).logits, plain)
     cutter.remove()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_last_token_attends_to_stays(family: str, kernel: str) -> None:
+    model, inputs = build(family, kernel), inputs_of(family, True)
+    plan = polytok.vlm("fastv", layer=1, keep=0.4)
+    with plan.applied(model) as run:
+        found = generated(model, inputs)
+    assert model.model.language_model.config._attn_implementation == kernel
+    assert run.exit_layers == (None, None)
+    # The eager maps of the whole model say which.
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = model(**inputs, output_attentions=True).attentions
+    model.set_attn_implementation(kernel)
+    image = inputs["input_ids"] == IMAGE
+    hidden = image.clone()
+    for row in range(2):
+        scores = maps[1][row].mean(0)[-1].masked_fill(~image[row], -1)
+        hidden[row, scores.topk(round(0.4 * int(image[row].sum()))).indices] = False
+    expected = masked_logits(model, inputs, found.sequences, hidden, 2)
+    assert errors(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_fewer_tokens_first_and_none_later(kernel: str) -> None:
+    model, inputs = build("llava", kernel), inputs_of("llava", True)
+    both = polytok.vlm("fastv", layer=0, keep=20) | polytok.vlm("dyvte", layer=2)
+    with both.applied(model) as run:
+        found = generated(model, inputs)
+    with polytok.vlm("fastv", layer=0, keep=20).applied(model):
+        few = generated(model, inputs)
+    assert run.exit_layers == (2, 2)
+    assert [a - b for a, b in zip(caches(few), caches(found), strict=True)] == [0, 0, 0, 20]
+    assert caches(few) == [78, 34, 34, 34]
+    plain = generated(model, inputs)
+    for options in ({"keep": 1.0}, {"keep": 64}, {"layer": DEPTH - 1}):
+        with polytok.vlm("fastv", **options).applied(model):
+            same = generated(model, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(same.logits, plain.logits, strict=True))
+    with pytest.raises(PolytokError, match="keep=0 is neither a number of tokens per prompt"):
+        polytok.vlm("fastv", keep=0)

@@ -2,7 +2,7 @@
 
 from polytok.reducers.vlm.budgets import Budget, PerTile, Total
 from polytok.reducers.vlm.contrast import Contrast, ContrastProcessor, contrasted
-from polytok.reducers.vlm.cut import CutRule, Prefill, StaticExit
+from polytok.reducers.vlm.cut import AttentionKeep, CutRule, Prefill, Several, StaticExit
 from polytok.reducers.vlm.layout import Layout
 from polytok.reducers.vlm.plan import Plan, Run
 from polytok.reducers.vlm.reduction import Reduction
@@ -13,6 +13,7 @@ from polytok.reducers.vlm.tap import Tap
 from polytok.reducers.vlm.tokens import VisualTokens
 
 __all__ = [
+    "AttentionKeep",
     "AttentionScore",
     "Budget",
     "Contrast",
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "Run",
     "Score",
+    "Several",
     "StaticExit",
     "Tap",
     "Total",

@@ -44,12 +44,7 @@ class PerTile:
     keep: int | float
 
     def __post_init__(self) -> None:
-        is_share = type(self.keep) is float and 0 < self.keep <= 1
-        if not is_share and not (type(self.keep) is int and self.keep >= 1):
-            raise ConfigError(
-                f"keep={self.keep!r} is neither a number of tokens per tile, 1 or more, "
-                "nor a fraction in (0, 1]"
-            )
+        check_keep(self.keep, "tile")
 
     def _counts(self, layout: Layout) -> tuple[int, ...]:
         if isinstance(self.keep, int):
@@ -111,6 +106,20 @@ class Total:
 
     def candidates(self, layout: Layout) -> Tensor:
         return layout.available
+
+
+def check_keep(keep: object, unit: str) -> None:
+    """Refuse what is neither a count nor a kept fraction.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    is_share = type(keep) is float and 0 < keep <= 1
+    if not is_share and not (type(keep) is int and keep >= 1):
+        raise ConfigError(
+            f"keep={keep!r} is neither a number of tokens per {unit}, 1 or more, "
+            "nor a fraction in (0, 1]"
+        )
 
 
 def spill(counts: Sequence[int], capacity: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:

@@ -6,7 +6,9 @@ Positions are kept, so no rotary phase changes. Layers keep caches of different 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from polytok.core.errors import ConfigError, SignalError
+from polytok.reducers.vlm.budgets import check_keep
 from polytok.reducers.vlm.hosts.base import core_of
+from polytok.reducers.vlm.tap import Recorder, Tap, recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,14 @@ class Prefill:
         alive: (B, L) what is left; None while nothing was cut.
         order: (B, m) where in the prompt the tokens of ``hidden`` stand. Rows with fewer tokens
             left begin with dead ones, which nobody sees.
+        rows: per tap of the rule, what its layer recorded: (B, heads, m).
     """
 
     image: Tensor
     valid: Tensor
     alive: Tensor | None = None
     order: Tensor | None = None
+    rows: Mapping[Tap, Tensor] = field(default_factory=dict)
 
     def take(self, mask: Tensor) -> Tensor:
         """A mask (B, L) over the prompt -> (B, m), of the tokens that are left."""
@@ -40,11 +46,19 @@ class Prefill:
     @property
     def seen(self) -> Tensor:
         """(B, m) bool, which of the tokens of ``hidden`` are left."""
-        return self.take(self.valid if self.alive is None else self.alive)
+        return self.take(self.left)
+
+    @property
+    def left(self) -> Tensor:
+        """(B, L) bool, which tokens of the prompt are left."""
+        return self.valid if self.alive is None else self.alive
 
 
 class CutRule(Protocol):
     """Decides after every layer but the last which tokens go on."""
+
+    def taps(self) -> tuple[Tap, ...]:
+        """Rows of the language model's attention that must be recorded for it."""
 
     def check(self, model: Any) -> None:
         """Refuse a model that the rule does not suit."""
@@ -59,13 +73,86 @@ class StaticExit:
 
     layer: int
 
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
+
     def check(self, model: Any) -> None:
-        depth = model.config.get_text_config().num_hidden_layers
-        if not 0 <= self.layer < depth:
-            raise ConfigError(f"layer={self.layer} is not one of the layers 0..{depth - 1}")
+        check_layer(self.layer, model)
 
     def after(self, layer: int, hidden: Tensor, prompt: Prefill) -> Tensor | None:
         return prompt.valid & ~prompt.image if layer == self.layer else None
+
+
+@dataclass(frozen=True)
+class AttentionKeep:
+    """After one layer, the visual tokens stay that the last token attends to most (FastV).
+
+    Args:
+        layer: from 0; its attention scores, mean over heads.
+        keep: tokens per prompt (int; a prompt with fewer keeps all), or a fraction in (0, 1].
+
+    Raises:
+        ConfigError: ``keep`` is out of range.
+    """
+
+    layer: int
+    keep: int | float
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep, "prompt")
+
+    def taps(self) -> tuple[Tap, ...]:
+        return (Tap(self.layer, "last"),)
+
+    def check(self, model: Any) -> None:
+        check_layer(self.layer, model)
+
+    def after(self, layer: int, hidden: Tensor, prompt: Prefill) -> Tensor | None:
+        if layer != self.layer:
+            return None
+        scores = prompt.rows[self.taps()[0]].mean(1)
+        image = prompt.image & prompt.left
+        if prompt.order is not None:
+            full = scores.new_zeros(image.shape)
+            scores = full.scatter(1, prompt.order, scores)
+        rank = scores.masked_fill(~image, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        count = image.sum(1, keepdim=True)
+        if isinstance(self.keep, float):
+            count = (self.keep * count).round().long().clamp(min=1)
+        else:
+            count = count.clamp(max=self.keep)
+        stay = rank.argsort(dim=1) < count
+        return prompt.left & (stay | ~prompt.image)
+
+
+@dataclass(frozen=True)
+class Several:
+    """Rules one after the other; a token goes on that all of them let go on."""
+
+    rules: tuple[CutRule, ...]
+
+    def taps(self) -> tuple[Tap, ...]:
+        return tuple(dict.fromkeys(tap for rule in self.rules for tap in rule.taps()))
+
+    def check(self, model: Any) -> None:
+        for rule in self.rules:
+            rule.check(model)
+
+    def after(self, layer: int, hidden: Tensor, prompt: Prefill) -> Tensor | None:
+        found = [rule.after(layer, hidden, prompt) for rule in self.rules]
+        masks = [mask for mask in found if mask is not None]
+        return torch.stack(masks).all(0) if masks else None
+
+
+def check_layer(layer: int, model: Any) -> None:
+    """Refuse a layer that the language model does not have.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    if not 0 <= layer < depth:
+        raise ConfigError(f"layer={layer} is not one of the layers 0..{depth - 1}")
 
 
 @dataclass
@@ -84,8 +171,10 @@ class Cutter:
 
     def __init__(self, rule: CutRule, model: Any, is_active: Any) -> None:
         self.rule, self.is_active = rule, is_active
-        self.layers: nn.ModuleList = core_of(model).language_model.layers
-        self.handles: list[Any] = []
+        self.language_model = core_of(model).language_model
+        self.layers: nn.ModuleList = self.language_model.layers
+        self.undo = ExitStack()
+        self.recorder: Recorder | None = None
         self.image: Tensor | None = None
         self.valid: Tensor | None = None
         self.prompt: Prefill | None = None
@@ -95,15 +184,19 @@ class Cutter:
         self.lengths: list[tuple[Tensor, Tensor]] = []
 
     def install(self) -> None:
+        if taps := self.rule.taps():
+            record = recording(self.language_model, self.layers, taps)
+            self.recorder = self.undo.enter_context(record)
         for i, layer in enumerate(self.layers):
             before, after = _Before(self, i), _After(self, i)
-            self.handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-            self.handles.append(layer.register_forward_hook(after, with_kwargs=True))
+            for handle in (
+                layer.register_forward_pre_hook(before, with_kwargs=True),
+                layer.register_forward_hook(after, with_kwargs=True),
+            ):
+                self.undo.callback(handle.remove)
 
     def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+        self.undo.close()
 
     def announce(self, image: Tensor | None, valid: Tensor | None) -> None:
         """Where the placeholders of the next prompt stand, (B, L), and what is no padding."""
@@ -124,6 +217,8 @@ class Cutter:
 
     def _begin(self, hidden: Tensor, cache: Any) -> None:
         self.prompt = None
+        if self.recorder is not None:
+            self.recorder.rows.clear()
         if cache is not None and cache.get_seq_length() > 0:
             self.record = self.records.get(cache) or _Record(0)
             return
@@ -148,8 +243,11 @@ class Cutter:
         if i == len(self.layers) - 1:
             self.prompt = None
             return None if prompt.order is None else spread(hidden, prompt)
+        if self.recorder is not None:
+            rows = {tap: row[-1] for tap, row in self.recorder.rows.items()}
+            prompt = replace(prompt, rows=rows)
         alive = self.rule.after(i, hidden, prompt)
-        if alive is None or bool((alive == prompt.valid).all()):
+        if alive is None or torch.equal(alive, prompt.left):
             return None
         self.prompt, hidden = cut(hidden, prompt, alive)
         return hidden

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from polytok.core.errors import ConfigError, SignalError
 from polytok.reducers.vlm.contrast import Contrast
-from polytok.reducers.vlm.cut import CutRule, Cutter
+from polytok.reducers.vlm.cut import CutRule, Cutter, Several
 from polytok.reducers.vlm.hosts import host_of
-from polytok.reducers.vlm.hosts.base import cache_name
+from polytok.reducers.vlm.hosts.base import cache_name, core_of
 from polytok.reducers.vlm.reduction import Reduction, untouched
 from polytok.reducers.vlm.report import Report, with_layers
 from polytok.reducers.vlm.runs import enter, leave, run_on
+from polytok.reducers.vlm.tap import check_kernel
 
 TESTED = ("5.23", "5.24")
 STAGES = ("visual", "inside", "decode")
@@ -31,7 +32,7 @@ STAGES = ("visual", "inside", "decode")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The stages of a method; ``first | second`` joins plans with different stages.
+    """The stages of a method; ``first | second`` joins plans, also two inside the language model.
 
     Args:
         name: for messages and ``print(model)``.
@@ -58,12 +59,15 @@ class Plan:
         return {name: getattr(self, name) for name in STAGES if getattr(self, name) is not None}
 
     def __or__(self, other: Plan) -> Plan:
-        if both := self.stages.keys() & other.stages.keys():
+        stages = {**self.stages, **other.stages}
+        if self.inside is not None and other.inside is not None:
+            stages["inside"] = Several((self.inside, other.inside))
+        if both := (self.stages.keys() & other.stages.keys()) - {"inside"}:
             raise ConfigError(
                 f"{self.name} and {other.name} both have the stage {min(both)!r}; "
                 "join plans that work in different places"
             )
-        return Plan(name=f"{self.name} | {other.name}", **self.stages, **other.stages)
+        return Plan(name=f"{self.name} | {other.name}", **stages)
 
     def check(self, model: Any) -> None:
         """Refuse a model that a stage does not suit, before anything is changed.
@@ -78,6 +82,8 @@ class Plan:
         if self.inside is not None:
             _check_decoder(model)
             self.inside.check(model)
+            if self.inside.taps():
+                check_kernel(core_of(model).language_model)
         if self.decode is not None:
             self.decode.negative.check(model)
 

@@ -1,4 +1,4 @@
-"""Reads one row of a vision tower's attention without the map, whatever kernel runs."""
+"""Reads one row of a model's attention without the map, whatever kernel runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -57,7 +56,11 @@ class Recorder:
                 self.rows.setdefault(tap, []).append(attention_row(tap, query, key, mask, scale))
 
 
-_RECORDER: ContextVar[Recorder | None] = ContextVar("polytok_recorder", default=None)
+class _Local(threading.local):
+    recorder: Recorder | None = None
+
+
+_LOCAL = _Local()
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def _tapped(kernel: str) -> Callable[..., Any]:
         attention_mask: Tensor | None,
         **options: Any,
     ) -> Any:
-        recorder = _RECORDER.get()
+        recorder = _LOCAL.recorder
         if recorder is not None:
             scale = options.get("scaling")
             scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -145,7 +148,7 @@ _INSTALLED: WeakKeyDictionary[nn.Module, _Installed] = WeakKeyDictionary()
 
 
 def check_kernel(tower: Any) -> None:
-    """Refuse a tower whose attention kernel shows no queries and keys.
+    """Refuse a model whose attention kernel shows no queries and keys.
 
     Raises:
         ConfigError: the kernel is neither ``sdpa`` nor ``eager``.
@@ -153,8 +156,8 @@ def check_kernel(tower: Any) -> None:
     kernel = tower.config._attn_implementation
     if kernel not in (*KERNELS, *map(_name, KERNELS)):
         raise ConfigError(
-            f"the vision tower runs {kernel!r}, which gives no scores; call "
-            f"set_attn_implementation('sdpa') of {type(tower).__name__} first"
+            f"{type(tower).__name__} runs {kernel!r}, which gives no scores; call its "
+            "set_attn_implementation('sdpa') first"
         )
 
 
@@ -173,11 +176,11 @@ def recording(tower: Any, layers: nn.ModuleList, taps: tuple[Tap, ...]) -> Itera
         if not found.users:
             tower.set_attn_implementation(_name(found.kernel))
         found.users += 1
-    token = _RECORDER.set(recorder)
+    before, _LOCAL.recorder = _LOCAL.recorder, recorder
     try:
         yield recorder
     finally:
-        _RECORDER.reset(token)
+        _LOCAL.recorder = before
         with _LOCK:
             found.users -= 1
             if not found.users:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from polytok.reducers.vlm import FeatureNorm, Plan, RandomScore, Reduction, evenly
+from polytok.reducers.vlm import AttentionKeep, FeatureNorm, Plan, RandomScore, Reduction, evenly
 from polytok.reducers.vlm.hosts.base import Positions
 from polytok.systems.vlm._shared import budget_of
 
@@ -65,4 +65,25 @@ class NormConfig:
         )
 
 
-CONFIGS: dict[str, Any] = {"random": RandomConfig, "uniform": UniformConfig, "norm": NormConfig}
+@dataclass(frozen=True, kw_only=True)
+class FastVConfig:
+    """FastV (arXiv 2403.06764): what the last token attends to after a layer of the language model.
+
+    Args:
+        layer: from 0; the paper's K = 2 is 1.
+        keep: tokens per prompt (int), or the kept fraction.
+    """
+
+    layer: int = 1
+    keep: Any = 0.5
+
+    def plan(self) -> Plan:
+        return Plan(name="fastv", inside=AttentionKeep(self.layer, self.keep))
+
+
+CONFIGS: dict[str, Any] = {
+    "random": RandomConfig,
+    "uniform": UniformConfig,
+    "norm": NormConfig,
+    "fastv": FastVConfig,
+}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytok.core.errors import ConfigError, SignalError, WeightsError
-from polytok.reducers.vlm import Plan, Prefill, StaticExit
+from polytok.reducers.vlm import Plan, Prefill, StaticExit, Tap
 
 REFERENCE_KEYS = "model.visual_gates_router."
 
@@ -94,6 +94,9 @@ class GatedExit:
     gates: DyVTEGates
     min_layer: int = 0
 
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
+
     def check(self, model: Any) -> None:
         config = model.config.get_text_config()
         depth, width = len(self.gates.gates), self.gates.dim
@@ -109,8 +112,7 @@ class GatedExit:
             return None
         features = gate_features(hidden, prompt.take(prompt.image), prompt.seen)
         stay, leave = self.gates(layer, features).unbind(-1)
-        alive = prompt.valid if prompt.alive is None else prompt.alive
-        return alive & ~(prompt.image & (leave > stay)[:, None])
+        return prompt.left & ~(prompt.image & (leave > stay)[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,9 @@ class _TwinExit:
     layer: int
     prompt: Tensor
     features: Tensor | None = None
+
+    def taps(self) -> tuple[Tap, ...]:
+        return ()
 
     def check(self, model: Any) -> None:
         StaticExit(self.layer).check(model)
