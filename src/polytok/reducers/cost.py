@@ -146,7 +146,9 @@ def _observed(
 
     The MACs of layers that run on all tokens behind the last block come apart, second.
     """
-    fixed, behind, lengths = [], [], []
+    fixed: list[int] = []
+    behind: list[int] = []
+    lengths: list[int] = []
 
     def count(module: Any, inputs: Any, out: Tensor) -> None:
         macs = out[0].numel() * module.weight[0].numel()

@@ -169,7 +169,7 @@ class ReducedBlock(Swapped):
         """The block's own forward without a pass. Shapes as in :meth:`Pass.run`."""
         plain = super().forward  # type: ignore[misc]
         if tokens is None:
-            return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return plain(x, *args, **kwargs)
         return tokens.run(self, plain, x, *args, **kwargs)  # type: ignore[arg-type]
 
 

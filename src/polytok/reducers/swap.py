@@ -22,9 +22,10 @@ class Swapped:
         return _instance, (self.plain_class, type(self).__bases__[0]), self.__dict__.copy()
 
 
-def swap(module: nn.Module, mixin: type[Swapped]) -> None:
+def swap(module: nn.Module, mixin: Any) -> None:
     """Put ``mixin`` in front of the class of ``module``."""
-    module.__class__ = swapped_class(type(module), mixin)
+    kind: Any = type(module)
+    module.__class__ = swapped_class(kind, mixin)
 
 
 def unswap(module: Any) -> None:

@@ -78,7 +78,7 @@ class TimmHost(Host):
 def rows(linear: nn.Module, y: Tensor, some: slice) -> Tensor:
     """Some outputs of a linear layer; a wrapped one computes all of them."""
     if type(linear) is not nn.Linear:
-        return linear(y)[..., some]  # type: ignore[no-any-return]
+        return linear(y)[..., some]
     return F.linear(y, linear.weight[some], None if linear.bias is None else linear.bias[some])
 
 
@@ -88,15 +88,16 @@ def check_block(block: Any, plain: type[nn.Module], *attentions: type[nn.Module]
     Raises:
         PolytokError: it is.
     """
-    known = [a for a in attentions if isinstance(getattr(block, "attn", None), a)]
+    attn: Any = getattr(block, "attn", None)
+    known = [a for a in attentions if isinstance(attn, a)]
     if not isinstance(block, plain) or not known:
-        attention = type(getattr(block, "attn", None)).__name__
+        attention = type(attn).__name__
         raise PolytokError(
             f"blocks of {type(block).__name__} with {attention} are not known to token reduction; "
             f"{plain.__name__} with {' or '.join(a.__name__ for a in attentions)} works"
         )
     check_methods(block, plain, "forward")
-    check_methods(block.attn, known[0], "forward")
+    check_methods(attn, known[0], "forward")
 
 
 def check_methods(module: nn.Module, plain: type[nn.Module], *names: str) -> None:
@@ -139,7 +140,7 @@ class ReducedTimm(Swapped):
     def forward(self, x: Tensor, *args: Any, keep: Any = None, **native: Any) -> Tensor:
         """As the plain model; ``keep`` overrides the schedule for this call."""
         if self.reduction.is_paused:
-            return super().forward(x, *args, **native)  # type: ignore[misc,no-any-return]
+            return super().forward(x, *args, **native)  # type: ignore[misc]
         x, tokens = self._features(x, keep, *args, **native)
         return _headed(self, self.norm(x), tokens.state, self.reduction.restore)  # type: ignore
 

@@ -3,22 +3,29 @@
 "Multi-criteria Token Fusion with One-step-ahead Attention for Efficient Vision Transformers"
 (arXiv 2403.10030; official code: mlvlab/MCTF, MIT, of which the matching descends from
 non-commercial code and was not used). Works on plain weights, and better after fine-tuning with
-two rates that should agree (:func:`consistency`).
+two rates that should agree (:class:`MCTFTuning`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from polytok.core import hub
+from polytok.core.config import from_dict
+from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError
-from polytok.reducers import Reducer, Schedule, Scores, TokenMap, TokenState
+from polytok.reducers import Reducer, Schedule, Scores, TokenMap, TokenState, reduce
 from polytok.reducers.maps import Backend
 from polytok.reducers.matching import cosine, halves, merge_halves
 from polytok.reducers.reducer import Where
+from polytok.systems.vit import _shared
+from polytok.training import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +123,99 @@ class MCTF(Reducer):
 
 
 PRESETS = {"mctf": MCTF()}
+STAGES = (Stage(name="tune", weights={"ce": 1.0, "ce_teacher": 1.0, "consistency": 1.0}),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCTFTuningConfig:
+    """How a classifier is trained to say the same with fewer tokens.
+
+    Args:
+        r: what the student's blocks remove, a share of the patches when below 1.
+        teacher_r: the teacher's is drawn per step from 0 up to this, of the same kind.
+        draws: levels that are drawn from, so that few shapes occur.
+        threshold: only samples whose student gives the label more than this count.
+        layers: blocks that reduce; all but the first if empty.
+        vit: sizes of the classifier.
+    """
+
+    r: float = 0.35
+    teacher_r: float = 0.15
+    draws: int = 4
+    threshold: float = 0.0
+    layers: tuple[int, ...] = ()
+    vit: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.teacher_r < 0 or self.draws < 1 or not 0 <= self.threshold <= 1:
+            raise ConfigError(
+                f"teacher_r={self.teacher_r} must be >= 0, draws={self.draws} >= 1 and "
+                f"threshold={self.threshold} within [0, 1]"
+            )
+
+
+class MCTFTuning(nn.Module):
+    """One network, twice: as a student with r, and as its teacher with a smaller r per step.
+
+    Losses: ``ce`` and ``ce_teacher``; ``consistency``, the squared distance of the student's class
+    feature after the last norm to the teacher's, which gets no gradient from it.
+
+    Args:
+        classifier: a plain one; its state-dict keys do not change.
+    """
+
+    def __init__(self, classifier: Any, config: MCTFTuningConfig) -> None:
+        super().__init__()
+        self.config = replace(config, vit=_shared.sizes_of(classifier))
+        self.layers = config.layers or MCTF().layers(len(classifier.vit.blocks))
+        reduce(classifier.vit, "mctf", schedule=self._schedule(config.r))
+        self.classifier = classifier
+
+    def _schedule(self, r: float) -> Schedule:
+        return Schedule.removals(r, self.layers)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Class scores (B, num_classes) of images (B, 3, H, W) in [0, 1]."""
+        scores: Tensor = self.classifier.logits(image)
+        return scores
+
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        """A step on ``batch["image"]`` and ``batch["label"]``; the draw takes ``ctx.rng``."""
+        level = int(torch.randint(self.config.draws, (), generator=ctx.rng))
+        small = self._schedule(self.config.teacher_r * level / self.config.draws)
+        label = batch["label"]
+        student, logits = self._seen(batch["image"], self._schedule(self.config.r))
+        teacher, taught = self._seen(batch["image"], small)
+        smoothing = self.classifier.config.label_smoothing
+        losses = {
+            name: F.cross_entropy(scores, label, label_smoothing=smoothing)
+            for name, scores in (("ce", logits), ("ce_teacher", taught))
+        }
+        apart = (teacher.detach() - student).square().mean(1)
+        sure = logits.softmax(-1).gather(1, label[:, None])[:, 0] > self.config.threshold
+        losses["consistency"] = (apart * sure).sum() / sure.sum().clamp(min=1)
+        accuracy = (logits.argmax(-1) == label).float().mean()
+        return StepOutput(losses=losses, metrics={"accuracy": accuracy}, output={"logits": logits})
+
+    def _seen(self, image: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        """Class feature (B, C) and logits under a schedule, in float32."""
+        features = self.classifier.vit.forward_features(_shared.scaled(image), keep=schedule)
+        return features[:, 0].float(), self.classifier.vit.forward_head(features).float()
+
+
+def prepare_training(recipe: Recipe) -> _shared.ReductionTraining:
+    """Build a run of the stage ``tune`` from the classifier that ``init`` names.
+
+    Raises:
+        PolytokError: see :func:`polytok.systems.vit._shared.prepare`.
+    """
+    config = from_dict(MCTFTuningConfig, recipe.config)
+    return _shared.prepare(recipe, lambda plain: MCTFTuning(plain, config))
+
+
+def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> MCTFTuning:
+    """Build the model of a run's folder and fill it with its weights."""
+    config = from_dict(MCTFTuningConfig, info.config)
+    model = MCTFTuning(_shared.rebuilt(config.vit), config)
+    hub.load_weights(model, folder)
+    return model.to(device).eval()

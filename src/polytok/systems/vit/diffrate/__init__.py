@@ -7,5 +7,24 @@ stay; what is learned is a list of integers, which :func:`search_rates` finds fo
 
 from polytok.systems.vit.diffrate.reducer import PRESETS, DiffRate
 from polytok.systems.vit.diffrate.search import Rates, RateSearch, SearchConfig, search_rates
+from polytok.systems.vit.diffrate.training import (
+    STAGES,
+    DiffRateTraining,
+    DiffRateTrainingConfig,
+    load_model,
+    prepare_training,
+)
 
-__all__ = ["PRESETS", "DiffRate", "RateSearch", "Rates", "SearchConfig", "search_rates"]
+__all__ = [
+    "PRESETS",
+    "STAGES",
+    "DiffRate",
+    "DiffRateTraining",
+    "DiffRateTrainingConfig",
+    "RateSearch",
+    "Rates",
+    "SearchConfig",
+    "load_model",
+    "prepare_training",
+    "search_rates",
+]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from polytok.core.errors import ConfigError, PolytokError
 from polytok.reducers.api import applied
 from polytok.reducers.cost import ModelCost, cost
+from polytok.reducers.hosts import find_core
 from polytok.reducers.passes import Pass
 from polytok.reducers.reduction import Reduction, reduction_of
 from polytok.reducers.schedule import Schedule
@@ -81,6 +82,10 @@ class Rates(nn.Module):
         mean = (self._chances(step, layer) * self.candidates).sum()
         return mean + (mean.ceil() - mean).detach() + 1
 
+    def count(self, step: str, layer: int) -> int:
+        """:meth:`kept` without gradient."""
+        return int(self.kept(step, layer).detach())
+
     def survival(self, step: str, layer: int) -> Tensor:
         """(patches + 1,) chance that the token of each rank stays; the class token has rank 0."""
         ranks = torch.arange(self.patches + 1, device=self.candidates.device)
@@ -95,7 +100,7 @@ class Rates(nn.Module):
         """``prune`` and ``merge`` of :class:`DiffRate`: counts per block, with the class token."""
         first = self.patches + 1
         return {
-            step: (first, *(max(int(self.kept(step, i)), 2) for i in range(1, self.depth)))
+            step: (first, *(max(self.count(step, i), 2) for i in range(1, self.depth)))
             for step in STEPS
         }
 
@@ -135,6 +140,7 @@ class SoftPass(Pass):
         if layer == 0:
             ones = torch.ones(x.shape[:2], device=x.device)
             self.soft = [(ones, ones)]
+            self.states = [TokenState(num_patches=x.shape[1] - self.prefix, prefix=self.prefix)]
         mask, size = self.soft[layer]
         y = host.norm(block, x)
         q, k, v = host.qkv(block, y, None)
@@ -160,7 +166,7 @@ class SoftPass(Pass):
     ) -> tuple[Tensor, Tensor, Tensor]:
         left = int(mask[0].sum().round())
         for step in STEPS:
-            count = int(self.rates.kept(step, layer)) + self.prefix - 1
+            count = self.rates.count(step, layer) + self.prefix - 1
             if count >= left:
                 continue
             if step == "merge":
@@ -201,17 +207,15 @@ def policy_attention(q: Tensor, k: Tensor, scale: float, mask: Tensor, size: Ten
 
 
 class RateSearch(nn.Module):
-    """A frozen reduced model and the rates that are trained for it; ``loss`` is one step's.
+    """The rates of a model, and how far its MACs are from the target.
 
     Args:
-        model: any plain vision transformer with a class token; see :func:`searching`.
-        image: (B, 3, H, W) a batch, for its size.
+        found: MACs of the model, see :func:`polytok.reducers.cost.cost`.
     """
 
-    def __init__(self, model: nn.Module, image: Tensor, config: SearchConfig) -> None:
+    def __init__(self, found: ModelCost, config: SearchConfig) -> None:
         super().__init__()
-        self.cost = cost(model, image)
-        self.config = config
+        self.cost, self.config = found, config
         self.rates = Rates(
             self.cost.patches,
             len(self.cost.blocks),
@@ -232,7 +236,17 @@ class RateSearch(nn.Module):
 
     @contextmanager
     def searching(self, model: nn.Module) -> Iterator[None]:
-        """``model`` runs with masks for the rates while the context lasts, and weights stay."""
+        """``model`` runs with masks for the rates while the context lasts, and weights stay.
+
+        Raises:
+            PolytokError: its head reads other tokens than the class token.
+        """
+        pool = getattr(find_core(model)[0], "global_pool", "token")
+        if pool != "token":
+            raise PolytokError(
+                f"the head pools by {pool!r}, which would count masked tokens; a head that reads "
+                "the class token works"
+            )
         frozen = [p for p in model.parameters() if p.requires_grad]
         with applied(model, DiffRate(), schedule=Schedule()):
             reduction_of(model).make_pass = self._pass
@@ -270,7 +284,7 @@ def search_rates(
     """
     logits = model if logits is None else logits
     first = next(iter(loader()))[0]
-    search = RateSearch(model, first, config).to(first.device)
+    search = RateSearch(cost(model, first), config).to(first.device)
     optimizer = torch.optim.AdamW(search.rates.parameters(), lr=config.lr, weight_decay=0.0)
     with search.searching(model):
         for epoch in range(config.epochs):
@@ -285,6 +299,6 @@ def search_rates(
                 optimizer.step()
                 if report is not None:
                     hits = float((out.argmax(-1) == labels).float().mean())
-                    gmacs = float(search.rates.macs(search.cost)) / 1e9
-                    report({"ce": float(ce), "gmacs": gmacs, "accuracy": hits})
+                    gmacs = float(search.rates.macs(search.cost).detach()) / 1e9
+                    report({"ce": float(ce.detach()), "gmacs": gmacs, "accuracy": hits})
     return search.found()
