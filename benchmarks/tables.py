@@ -22,6 +22,7 @@ from typing import Any
 
 from _report import load, markdown
 from _results import RESULTS, ROOT, Row
+from _tables_zett import transfer_table, tuning_table
 from polytok.core import registry
 from polytok.core.errors import PolytokError, UnknownNameError
 from polytok.core.files import write_text
@@ -294,6 +295,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "generation": generation_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
+    "tokenizer-transfer": transfer_table,
+    "tokenizer-tuning": tuning_table,
 }
 
 

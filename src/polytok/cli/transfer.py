@@ -15,39 +15,48 @@ if TYPE_CHECKING:
 
 PIECE = 1024  # characters of a text that are scored together
 
+Model = Annotated[str, typer.Argument(help="Language model: a folder, or a hub id.")]
+New = Annotated[str, typer.Option(help="The new one: a tokenizer.json, a folder, or a hub id.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder that is written.")]
+Network = Annotated[
+    Path | None, typer.Option(help="Folder of a hypernetwork trained for the model.")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Without a hypernetwork: fvt (default), focus, lexical, mean, random, unk."),
+]
+Language = Annotated[
+    int | None, typer.Option(help="Number of the language, if the hypernetwork knows several.")
+]
+Text = Annotated[Path | None, typer.Option(help="UTF-8 text: bits per byte before and after.")]
+Resplit = Annotated[
+    bool, typer.Option("--resplit", help="Split texts as GPT-2 does, not as the tokenizer.")
+]
+Keep = Annotated[
+    bool, typer.Option("--keep-normalizer", help="Go on lower-casing, composing and so on.")
+]
+Whitespace = Annotated[
+    bool, typer.Option("--whitespace", help="Take the runs of whitespace of training.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
 
 def transfer(
-    model: Annotated[str, typer.Argument(help="Language model: a folder, or a hub id.")],
-    tokenizer: Annotated[
-        str, typer.Option(help="The new one: a tokenizer.json, a folder, or a hub id.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that is written.")],
-    hypernet: Annotated[
-        Path | None, typer.Option(help="Folder of a hypernetwork trained for the model.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="Without a hypernetwork: fvt (default), focus, lexical, mean, .."),
-    ] = None,
-    language: Annotated[
-        int | None, typer.Option(help="Number of the language, if the hypernetwork knows several.")
-    ] = None,
-    score: Annotated[
-        Path | None, typer.Option(help="UTF-8 text: bits per byte before and after.")
-    ] = None,
-    resplit: Annotated[
-        bool, typer.Option("--resplit", help="Split texts as GPT-2 does, not as the tokenizer.")
-    ] = False,
-    keep_normalizer: Annotated[
-        bool, typer.Option("--keep-normalizer", help="Go on lower-casing, composing and so on.")
-    ] = False,
-    whitespace: Annotated[
-        bool, typer.Option("--whitespace", help="Take the runs of whitespace of training.")
-    ] = False,
+    model: Model,
+    tokenizer: New,
+    output: Output,
+    hypernet: Network = None,
+    method: Method = None,
+    language: Language = None,
+    score: Text = None,
+    resplit: Resplit = False,
+    keep_normalizer: Keep = False,
+    whitespace: Whitespace = False,
     revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
     seed: Annotated[int, typer.Option(help="Of random rows.", min=0)] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Give a language model another tokenizer; writes a plain Hugging Face folder."""
     from polytok.systems.text import zett

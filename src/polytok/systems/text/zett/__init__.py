@@ -33,6 +33,7 @@ from polytok.systems.text.zett.transfer import (
     transfer_sibling,
     transfer_tokenizer,
 )
+from polytok.systems.text.zett.unigramify import Unigramified, unigramify
 
 __all__ = [
     "METHODS",
@@ -45,6 +46,7 @@ __all__ = [
     "HypernetConfig",
     "LanguageModel",
     "Transfer",
+    "Unigramified",
     "Zett",
     "bits_per_byte",
     "byte_level",
@@ -63,4 +65,5 @@ __all__ = [
     "surface_forms",
     "transfer_sibling",
     "transfer_tokenizer",
+    "unigramify",
 ]
