@@ -208,7 +208,7 @@ def test_a_model_within_a_module_is_found() -> None:
     plain = model(x)
     polytok.reduce(model, "evit", keep=0.5)
     assert not torch.equal(model(x), plain)
-    assert "reduced by evit: keep[1]=0.5" in repr(model)
+    assert "reduced by evit: keep=0.5 in blocks 1" in repr(model)
     with paused(model):
         assert torch.equal(model(x), plain)
         assert "paused" in repr(model)

@@ -126,12 +126,6 @@ def test_backends_agree() -> None:
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-def test_rows_of_the_mean_sum_to_one() -> None:
-    weights = torch.rand(BATCH, COUNT, generator=rng(4)) + 0.1
-    rows = merged(weights=weights).matrix(torch.float32).sum(-1)
-    torch.testing.assert_close(rows, torch.ones_like(rows))
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 25), st.data())
 def test_halves_merge_into_exact_counts(total: int, data: st.DataObject) -> None:

@@ -158,31 +158,20 @@ class Merge(TokenMap):
     def apply(self, x: Tensor) -> Tensor:
         if self.weights is None:
             ones = torch.ones_like(self.assign, dtype=x.dtype)
-            return self._sum(x) / self._sum(ones[..., None])
+            return self.add(x) / self.add(ones[..., None])
         weights = self.weights[..., None].to(x.dtype)
         floor = torch.finfo(x.dtype).tiny
-        return self._sum(x * weights) / self._sum(weights).clamp(min=floor)
+        return self.add(x * weights) / self.add(weights).clamp(min=floor)
 
     def total(self, size: Tensor) -> Tensor:
         counted = size if self.discount is None else size * self.discount
-        return self._sum(counted[..., None])[..., 0]
+        return self.add(counted[..., None])[..., 0]
 
     def group(self) -> Tensor:
         return self.assign
 
     def anchor(self) -> Tensor:
         return self.index
-
-    def onehot(self, dtype: torch.dtype) -> Tensor:
-        """(B, m, n): 1 where an old token goes to a new one."""
-        new = torch.arange(self.count, device=self.assign.device)
-        return (self.assign[:, None] == new[:, None]).to(dtype)
-
-    def matrix(self, dtype: torch.dtype) -> Tensor:
-        """(B, m, n): the matrix of the weighted mean; its rows sum to 1."""
-        onehot = self.onehot(dtype)
-        weighted = onehot if self.weights is None else onehot * self.weights[:, None].to(dtype)
-        return weighted / weighted.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
 
     def behind(self, prefix: int) -> Merge:
         return Merge(
@@ -195,9 +184,11 @@ class Merge(TokenMap):
             backend=self.backend,
         )
 
-    def _sum(self, x: Tensor) -> Tensor:
+    def add(self, x: Tensor) -> Tensor:
+        """Sums over the sources of each new token, (B, n, C) -> (B, m, C)."""
         if self.backend == "onehot":
-            return self.onehot(x.dtype) @ x
+            new = torch.arange(self.count, device=x.device)
+            return (self.assign[:, None] == new[:, None]).to(x.dtype) @ x
         empty = x.new_zeros(x.shape[0], self.count, x.shape[2])
         return empty.scatter_add(1, self.assign[..., None].expand_as(x), x)
 

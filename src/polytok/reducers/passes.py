@@ -125,7 +125,8 @@ class Step:
         x, state, chosen = self._mapped(x, state, scores, keep)
         y = host.norm(block, x)
         v = host.value(block, y)
-        out = _merged_attention(attention, chosen).to(v.dtype) @ v
+        assert isinstance(chosen, Merge)
+        out = merged_attention(attention, chosen).to(v.dtype) @ v
         out = host.project(block, y, out.transpose(1, 2).flatten(2))
         return host.mlp(block, host.add_attention(block, x, out)), state
 
@@ -153,11 +154,12 @@ class Step:
         return chosen.apply(x), state, chosen
 
 
-def _merged_attention(attention: Tensor, chosen: TokenMap) -> Tensor:
+def merged_attention(attention: Tensor, chosen: Merge) -> Tensor:
     """(B, H, n, n) -> (B, H, m, m): keys are added up, queries averaged, so rows still sum to 1."""
-    assert isinstance(chosen, Merge)
-    columns = chosen.onehot(attention.dtype)[:, None].transpose(-2, -1)
-    return chosen.matrix(attention.dtype)[:, None] @ (attention @ columns)
+    heads, before, after = attention.shape[1], attention.shape[2], chosen.count
+    keys = chosen.add(attention.permute(0, 3, 1, 2).flatten(2)).unflatten(2, (heads, before))
+    queries = chosen.apply(keys.permute(0, 3, 2, 1).flatten(2)).unflatten(2, (heads, after))
+    return queries.transpose(1, 2)
 
 
 class ReducedBlock(Swapped):

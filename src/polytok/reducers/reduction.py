@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -38,7 +38,12 @@ class Reduction:
     def __str__(self) -> str:
         restored = ", restored to the grid" if self.restore == "grid" else ""
         paused = ", paused" if self.is_paused else ""
-        return f"reduced by {self.method}: {self.schedule}; {self.reducer}{restored}{paused}"
+        changed = [
+            f", {f.name}={getattr(self.reducer, f.name)!r}"
+            for f in fields(self.reducer)
+            if getattr(self.reducer, f.name) != f.default
+        ]
+        return f"reduced by {self.method}: {self.schedule}{''.join(changed)}{restored}{paused}"
 
     def resolve(
         self, patches: int, depth: int, schedule: Schedule | None = None

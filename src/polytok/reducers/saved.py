@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from os import PathLike
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from polytok.core.config import from_dict, to_dict
-from polytok.core.errors import PolytokError, WeightsError, one_line
+from polytok.core.errors import PolytokError, UnknownNameError, WeightsError, one_line
 from polytok.core.files import write_text
 from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers.methods import method, method_names
@@ -99,6 +100,38 @@ def load(folder: StrPath, model: nn.Module | None = None) -> nn.Module:
     model = _built(Path(folder)) if model is None else model
     kwargs: dict[str, Any] = {"schedule": saved.schedule, "restore": saved.restore}
     return reduce(model, saved.method, **kwargs, **to_dict(options))
+
+
+def build(name: str, *, is_pretrained: bool = False) -> nn.Module:
+    """Make a plain model by name, in eval mode.
+
+    Args:
+        name: of timm's; a class of transformers', with its default configuration; a folder that
+            either wrote; or, pretrained, an id of the Hugging Face hub.
+        is_pretrained: download weights; else they are random, but for folders.
+
+    Raises:
+        UnknownNameError: neither library knows the name.
+        WeightsError: the weights cannot be had.
+    """
+    if Path(name).is_dir():
+        return _built(Path(name))
+    timm = import_hf("timm")
+    try:
+        if timm.is_model(name):
+            made = timm.create_model(name, pretrained=is_pretrained)
+        elif is_pretrained and "/" in name:
+            made = import_hf("transformers").AutoModel.from_pretrained(name)
+        else:
+            kind = getattr(import_hf("transformers"), name, None)
+            if getattr(kind, "config_class", None) is None:
+                close = difflib.get_close_matches(name, timm.list_models(), 3, 0.8)
+                raise UnknownNameError("model", name, close)
+            made = kind(kind.config_class())
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"cannot get the weights of {name!r}: {one_line(error)}") from error
+    model: nn.Module = made.eval()
+    return model
 
 
 def _built(folder: Path) -> nn.Module:

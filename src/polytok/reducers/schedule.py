@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,7 +178,11 @@ class Schedule:
 
     def __str__(self) -> str:
         units = {"ratio": "keep", "remove": "r", "count": "count"}
-        return ", ".join(f"{units[x.unit]}[{x.layer}]={x.value:g}" for x in self.rules) or "none"
+        parts = [
+            f"{units[unit]}={value:g} in blocks {','.join(str(rule.layer) for rule in rules)}"
+            for (unit, value), rules in groupby(self.rules, lambda rule: (rule.unit, rule.value))
+        ]
+        return "; ".join(parts) or "nothing"
 
 
 def _soft(rule: Rule, share: float) -> Rule:

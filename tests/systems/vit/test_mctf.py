@@ -16,7 +16,7 @@ from polytok.core.seeding import torch_rng
 from polytok.reducers import Merge, Scores, TokenState, reduction_of
 from polytok.reducers.families import FAMILIES
 from polytok.reducers.hosts import find_core
-from polytok.reducers.passes import _merged_attention
+from polytok.reducers.passes import merged_attention
 from polytok.systems import api
 from polytok.systems.classics.tome import ToMe
 from polytok.systems.vit.mctf import MCTF, MCTFTuning, MCTFTuningConfig, load_model
@@ -91,7 +91,7 @@ def test_the_merged_map_adds_keys_and_averages_queries() -> None:
     scores, state = case()
     chosen = MCTF().choose(state, scores, 9).behind(1)
     assert isinstance(chosen, Merge)
-    merged = _merged_attention(scores.attention(), chosen)
+    merged = merged_attention(scores.attention(), chosen)
     torch.testing.assert_close(merged.sum(-1), torch.ones(B, H, 10))
     naive = torch.zeros(B, H, 10, 10)
     for b in range(B):

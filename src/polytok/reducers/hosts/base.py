@@ -52,6 +52,10 @@ class Host(ABC):
         """Rows and columns of patches at its usual image size."""
 
     @abstractmethod
+    def image_size(self, core: nn.Module) -> tuple[int, int]:
+        """Height and width of its usual images."""
+
+    @abstractmethod
     def norm(self, block: nn.Module, x: Tensor) -> Tensor:
         """What the attention sees."""
 

@@ -71,6 +71,9 @@ class HFHost(Host):
         size, patch = _pair(patches.image_size), _pair(patches.patch_size)
         return size[0] // patch[0], size[1] // patch[1]
 
+    def image_size(self, core: Any) -> tuple[int, int]:
+        return _pair(core.embeddings.patch_embeddings.image_size)
+
     def query_key(self, block: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
         attn = block.attention
         count = attn.num_attention_heads

@@ -38,6 +38,10 @@ class TimmHost(Host):
         rows, columns = core.patch_embed.grid_size
         return int(rows), int(columns)
 
+    def image_size(self, core: Any) -> tuple[int, int]:
+        height, width = core.patch_embed.img_size
+        return int(height), int(width)
+
     def embed(self, core: Any, image: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
         """Image -> tokens (B, prefix + patches, C), and the keyword arguments of each block."""
         x = core.norm_pre(core.patch_drop(core._pos_embed(core.patch_embed(image))))

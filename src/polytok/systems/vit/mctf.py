@@ -117,9 +117,7 @@ class MCTF(Reducer):
         return Schedule.removals(16, self.layers(depth))
 
     def macs(self, length: int, keep: int, dim: int) -> int:
-        merged = keep + 1
-        fused = length * merged * (length + merged) if self.reuses_attention else 0
-        return (length // 2) ** 2 * dim + fused
+        return (length // 2) ** 2 * dim
 
 
 PRESETS = {"mctf": MCTF()}
