@@ -22,6 +22,7 @@ from typing import Any
 
 from _report import load, markdown
 from _results import RESULTS, ROOT, Row
+from _tables_vlm import glyphs_table, scenes_table, ttft_table
 from _tables_zett import transfer_table, tuning_table
 from polytok.core import registry
 from polytok.core.errors import PolytokError, UnknownNameError
@@ -295,6 +296,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "generation": generation_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
+    "vlm-ttft": ttft_table,
+    "vlm-glyphs": glyphs_table,
+    "vlm-scenes": scenes_table,
     "tokenizer-transfer": transfer_table,
     "tokenizer-tuning": tuning_table,
 }

@@ -1,6 +1,8 @@
-"""Visual-token reduction for VLMs: time to first token, and what the scores find.
+"""Visual-token reduction for VLMs: time to first token, what scores find, what answers stay right.
 
     python benchmarks/vlm_reduction.py ttft --dtype fp32 --pairs 9
+    python benchmarks/vlm_reduction.py glyphs
+    python benchmarks/vlm_reduction.py scenes --seeds 0
 
 Each part writes benchmarks/results/vlm_PART.json.
 """
@@ -11,12 +13,17 @@ import argparse
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+import _glyph_tower
+import _scene_llava
 from _results import Results
+from polytok.core.config import to_dict
+from polytok.data.glyphs import GlyphCanvas
 from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers.vlm.bench import time_generation
 from polytok.reducers.vlm.cost import tower_flops
@@ -28,7 +35,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "fastervlm": {"keep": KEEP},
     "vtc-cls": {"keep": KEEP},
     "random": {"keep": KEEP},
+    "fastv": {"layer": 1, "keep": KEEP},
     "dyvte": {"layer": 7},
+}
+SCENE_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fastervlm": ("fastervlm", {}),
+    "vtc-cls": ("vtc-cls", {}),
+    "attention received": ("fastervlm", {"row": "received"}),
+    "fastv, layer 1": ("fastv", {"layer": 1}),
+    "uniform": ("uniform", {}),
+    "random": ("random", {}),
+    "norm": ("norm", {}),
 }
 
 
@@ -111,14 +128,71 @@ def first_token(args: argparse.Namespace) -> None:
                 "kv_mb_before": report.kv_before / 1e6,
                 "kv_mb_after": report.kv_after / 1e6,
             }
-            results.rows = [
-                r for r in results.rows if (r["dtype"], r["method"]) != (name, method)
-            ] + [row]
-            results.save()
-            print(row, flush=True)
+            _put(results, row)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"ttft": first_token}
+def glyphs(args: argparse.Namespace) -> None:
+    """Which scores find the informative cells of the glyph canvas."""
+    canvas = GlyphCanvas()
+    protocol = {
+        "what": "share of glyph cells among those kept, 500 canvases per seed",
+        "tower": "CLIP, 4 layers of 64, features from the third, trained to name the glyphs",
+        "steps": _glyph_tower.STEPS,
+        "canvas": to_dict(canvas),
+    }
+    results = Results("vlm_glyphs", protocol, fresh=args.fresh, keys=("keep", "seed"))
+    for seed in args.seeds:
+        model, exact = _glyph_tower.train(canvas, seed=seed)
+        probes = _glyph_tower.probe(model, canvas, keep=8, seed=seed)
+        print(seed, "exact sets", exact, "probes", probes, flush=True)
+        for keep in (4, 8, 16):
+            found = _glyph_tower.recall(model, canvas, keep=keep, seed=seed)
+            row = {"seed": seed, "keep": keep, "exact": exact, **found}
+            if keep == 8:
+                row |= {f"probe: {name}": value for name, value in probes.items()}
+            _put(results, row)
+
+
+def scenes(args: argparse.Namespace) -> None:
+    """Accuracy of the small trained LLaVA at equal visual tokens."""
+    protocol = {
+        "what": "share of right one-word answers about rendered scenes, 1000 new scenes",
+        "model": "CLIP tower 4x64, 64 patches; gated language model 4x128",
+        "steps": args.steps,
+    }
+    results = Results("vlm_scenes", protocol, fresh=args.fresh, keys=("keep", "method", "seed"))
+    for seed in args.seeds:
+        model = _scene_llava.saved(args.work / f"scenes{seed}.safetensors", seed, args.steps)
+        full = _scene_llava.accuracy(model, seed=0)
+        _put(results, {"seed": seed, "keep": 64, "method": "everything", **full})
+        blind = _scene_llava.accuracy(model, seed=0, is_blind=True)
+        _put(results, {"seed": seed, "keep": 64, "method": "another picture", **blind})
+        for keep in (32, 16, 8):
+            for name, (method, options) in SCENE_METHODS.items():
+                with vlm(method, **options, keep=keep).applied(model):
+                    found = _scene_llava.accuracy(model, seed=0)
+                _put(results, {"seed": seed, "keep": keep, "method": name, **found})
+        for layer in range(4):
+            with vlm("dyvte", layer=layer).applied(model):
+                found = _scene_llava.accuracy(model, seed=0)
+            _put(
+                results, {"seed": seed, "keep": 64, "method": f"none after layer {layer}", **found}
+            )
+
+
+def _put(results: Results, row: dict[str, Any]) -> None:
+    """Keep a row, in place of one with the same keys."""
+    keys = results.keys
+    results.rows = [r for r in results.rows if any(r[k] != row[k] for k in keys)] + [row]
+    results.save()
+    print(row, flush=True)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "ttft": first_token,
+    "glyphs": glyphs,
+    "scenes": scenes,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,6 +202,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=[*DTYPES])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=5500, help="of the scenes' model")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="trained models lie here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fresh", action="store_true", help="drop the stored rows")
     args = parser.parse_args(argv)

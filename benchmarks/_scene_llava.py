@@ -1,0 +1,142 @@
+"""A small LLaVA that answers questions about rendered scenes: the trained subject of reductions."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polytok.core.seeding import torch_rng
+from polytok.data.scenes import COLOURS, ID, KINDS, QUESTION, SHAPES, WORDS, draw_questions
+from polytok.data.scenes import draw_scenes as draw
+from polytok.networks.pretrained.optional import import_hf
+
+PATCHES, QUESTIONS = 64, 8
+
+
+def build(seed: int) -> Any:
+    """Tower of 4 layers, width 64, 64 patches; gated language model of 4 layers, width 128."""
+    hf = import_hf("transformers")
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
+        ),
+        text_config=hf.LlamaConfig(
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=len(WORDS),
+            pad_token_id=ID["<pad>"],
+            bos_token_id=ID["<bos>"],
+            eos_token_id=None,
+        ),
+        image_token_id=ID["<image>"],
+    )
+    torch.manual_seed(seed)
+    model = hf.LlavaForConditionalGeneration(config)
+    model.generation_config.pad_token_id = ID["<pad>"]
+    return model
+
+
+def inputs_of(image: Tensor, questions: Tensor) -> dict[str, Tensor]:
+    """Begin, picture, questions (B, n, QUESTION) in a row; labels are the answers."""
+    batch = len(image)
+    head = torch.full((batch, 1 + PATCHES), ID["<image>"])
+    head[:, 0] = ID["<bos>"]
+    ids = torch.cat([head, questions.flatten(1)], 1)
+    labels = torch.full_like(ids, -100)
+    last = torch.arange(questions.shape[1]) * QUESTION + PATCHES + QUESTION
+    labels[:, last] = ids[:, last]
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": (image - 0.35) / 0.25,
+        "labels": labels,
+    }
+
+
+def train(seed: int, steps: int, *, batch: int = 32, lr: float = 1.5e-3, every: int = 250) -> Any:
+    """Train on answers, and the class token on which objects are there, as captions train CLIP."""
+    model = build(seed)
+    # The backward of a CPU's fused attention is slow at this size.
+    model.set_attn_implementation("eager")
+    head = nn.Linear(64, len(COLOURS) * len(SHAPES))
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    rng = torch_rng(seed, "scenes", "train")
+    start = time.perf_counter()
+    for step in range(steps):
+        scenes = draw(batch, rng)
+        questions, _ = draw_questions(scenes, QUESTIONS, rng)
+        inputs = inputs_of(scenes.image, questions)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(**inputs)
+            pooled = out.image_outputs.last_hidden_state[:, 0]
+            present = F.binary_cross_entropy_with_logits(
+                head(pooled).float(), scenes.present().float()
+            )
+        loss = out.loss.float() + present
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % every == every - 1:
+            seconds = time.perf_counter() - start
+            found = accuracy(model, seed=1, scenes=200)
+            print(step + 1, f"{seconds:.0f} s", round(present.item(), 4), found, flush=True)
+    model.set_attn_implementation("sdpa")
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(
+    model: Any, *, seed: int, scenes: int = 1000, is_blind: bool = False
+) -> dict[str, float]:
+    """Share of right answers, one question per prompt as a user would ask, by kind and in all.
+
+    Args:
+        is_blind: show each prompt the picture of the next one.
+    """
+    model.eval()
+    rng = torch_rng(seed, "scenes", "test")
+    drawn = draw(scenes, rng)
+    questions, kinds = draw_questions(drawn, 1, rng)
+    hits = []
+    for part in range(0, scenes, 100):
+        some = slice(part, part + 100)
+        image = drawn.image.roll(1, 0) if is_blind else drawn.image
+        inputs: dict[str, Any] = inputs_of(image[some], questions[some])
+        del inputs["labels"]
+        for name in ("input_ids", "attention_mask"):
+            inputs[name] = inputs[name][:, :-1]
+        answer = model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1]
+        hits.append(answer == questions[some, 0, -1])
+    hit = torch.cat(hits).float()
+    model.train()
+    by_kind = {k: float(hit[kinds[:, 0] == i].mean()) for i, k in enumerate(KINDS)}
+    return {"all": float(hit.mean()), **by_kind}
+
+
+def saved(path: Path, seed: int, steps: int) -> Any:
+    """The trained model, from ``path`` where it is there, else trained and kept there."""
+    if path.exists():
+        model = build(seed)
+        load_model(model, path)
+        return model.eval()
+    model = train(seed, steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(path))
+    return model
