@@ -300,3 +300,24 @@ def test_a_release_without_encoder_outputs_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(type(model), "forward", lambda self, input_ids=None: None)
     with pytest.raises(ConfigError, match=r"takes no mm_encoder_outputs; use transformers 5.23"):
         polytok.vlm("random", keep=2).apply(model)
+
+
+def test_steps_by_hand_must_say_where_kept_positions_go_on() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    method = polytok.vlm("fastervlm", keep=2, positions="keep")
+    with method.applied(model), torch.no_grad():
+        expected = generated(model, inputs)
+        out = model(**inputs)
+        step = {"input_ids": out.logits[:, -1:].argmax(-1), "cache": out.cache}
+        with pytest.raises(SignalError, match="needs position_ids that go on from them"):
+            model(**step)
+        positions = method.prepare(model, inputs)[0]["position_ids"][:, -1:] + 1
+        out = model(**step, position_ids=positions)
+    torch.testing.assert_close(out.logits[:, -1], expected.logits[1], atol=1e-5, rtol=0)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    wrong = {**inputs, "attention_mask": torch.ones(1, 1, 70, 70)}
+    with pytest.raises(SignalError, match=r"shape \(1, 1, 70, 70\); give one number per token"):
+        polytok.vlm("fastervlm", keep=2).prepare(model, wrong)

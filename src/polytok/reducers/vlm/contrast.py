@@ -13,7 +13,7 @@ from torch import Tensor
 from polytok.core.errors import ConfigError
 from polytok.reducers.vlm.hosts.base import cache_name, text_positions
 from polytok.reducers.vlm.reduction import Reduction
-from polytok.reducers.vlm.runs import paused
+from polytok.reducers.vlm.threads import paused
 
 
 @dataclass(frozen=True, kw_only=True)

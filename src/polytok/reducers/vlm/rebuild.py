@@ -15,9 +15,19 @@ FILL = {"attention_mask": 0, "labels": -100}
 
 
 def mask_of(inputs: Mapping[str, Any]) -> Tensor:
-    """(B, n) int64, 1 = valid; without a mask everything is."""
+    """(B, n) int64, 1 = valid; without a mask everything is.
+
+    Raises:
+        SignalError: the mask has another shape than the ids.
+    """
     mask: Tensor | None = inputs.get("attention_mask")
-    return torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    ids: Tensor = inputs["input_ids"]
+    if mask is not None and mask.shape != ids.shape:
+        raise SignalError(
+            f"attention_mask has shape {tuple(mask.shape)}; give one number per token, "
+            f"{tuple(ids.shape)}"
+        )
+    return torch.ones_like(ids) if mask is None else mask
 
 
 def keep_in_sequence(

@@ -55,12 +55,20 @@ class Reduction:
         if self.taps(tower):
             check_kernel(tower.module)
         kernel = model.config.get_text_config()._attn_implementation or ""
-        if (self.positions or host.positions) == "keep" != host.positions and "flash" in kernel:
+        if self.has_gaps(model) and "flash" in kernel:
             raise ConfigError(
                 f"positions='keep' leaves gaps that {kernel} reads as borders between prompts; "
                 "use positions='contiguous', or sdpa in the language model"
             )
         return host
+
+    def positions_on(self, model: Any) -> Positions:
+        """What this reduction does to positions in a model's family."""
+        return self.positions or host_of(model).positions
+
+    def has_gaps(self, model: Any) -> bool:
+        """Whether positions that tell where prompts begin have gaps; 3-D ones have a row for that."""
+        return self.positions_on(model) == "keep" != host_of(model).positions
 
     def count(self, model: Any, inputs: Mapping[str, Any]) -> list[int]:
         """Visual tokens per image after the reduction, from sizes alone."""
@@ -86,7 +94,7 @@ class Reduction:
             return dict(inputs), whole
         tokens, output = self._encode(host, model, inputs, layouts)
         maps = self.choose(tokens)
-        found = rebuild(host, model, inputs, output, maps, self.positions or host.positions)
+        found = rebuild(host, model, inputs, output, maps, self.positions_on(model))
         masks = mask_of(inputs).bool(), found["attention_mask"].bool()
         return found, make_report(model, layouts, maps, masks)
 
