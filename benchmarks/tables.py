@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import _tables_collapse
 from _report import load, markdown
 from _results import RESULTS, ROOT, Row
 from _tables_vlm import glyphs_table, scenes_table, ttft_table
@@ -296,6 +297,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "generation": generation_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
+    **_tables_collapse.TABLES,
     "vlm-ttft": ttft_table,
     "vlm-glyphs": glyphs_table,
     "vlm-scenes": scenes_table,

@@ -200,6 +200,7 @@ def collapse_report(
         num_active=int(active.sum()),
         num_collapsed=int(collapsed.sum()),
         num_units=len(spread),
+        delta=delta,
         num_directions=int((spectrum > ACTIVE_ABOVE).sum()),
         num_allowed=allowed,
         num_unconditional=above[0] if above[1] is not None else None,
@@ -306,6 +307,7 @@ class _Findings:
     num_active: int
     num_collapsed: int
     num_units: int
+    delta: float
     num_directions: int
     num_allowed: int | None
     num_unconditional: int | None
@@ -318,8 +320,9 @@ class _Findings:
             return "One input cannot show what varies between inputs."
         if self.data_rank == 0:
             return "The inputs do not differ, so there is nothing to encode."
-        if not self.num_collapsed and self.num_active == self.num_units:
-            return f"No collapse: all {self.num_units:,} units tell inputs apart."
+        few = self.delta * self.num_units
+        if self.num_collapsed <= few and self.num_active >= self.num_units - few:
+            return f"No collapse: {self.num_active:,} of {self.num_units:,} units tell inputs apart."
         seen = (
             f"{self.num_active:,} of {self.num_units:,} units are active and "
             f"{self.num_collapsed:,} equal the prior"

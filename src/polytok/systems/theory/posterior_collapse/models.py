@@ -82,7 +82,7 @@ class LinearVAE(nn.Module):
         """The loss () over data of covariance (D, D); of another target: (E, E) and (D, E)."""
         w, u, variance = self.encoder.weight, self.decoder.weight, self.variance()
         b, c = (cov if target is None else target), (cov if cross is None else cross)
-        error = _squared_error(u @ w, cov, b, c) + (u.square() * variance).sum()
+        error = _squared_error(w, u, cov, b, c) + (u.square() * variance).sum()
         kl = gaussian_kl(_mean_square(w, cov), variance, self.eta_enc)
         return error / (2 * self.eta_dec**2) + self.beta * kl.sum()
 
@@ -97,8 +97,9 @@ class LinearVAE(nn.Module):
         return gaussian_kl(mean.square().mean(0), variance[0], self.eta_enc)
 
     def singular_values(self, cov: Tensor) -> tuple[Tensor, Tensor]:
-        """omega and lambda, falling, as :class:`~.optima.LinearOptimum` has them."""
-        return _singular(self.decoder.weight), _singular(self.encoder.weight @ _root(cov))
+        """omega and lambda (d,), falling, as :class:`~.optima.LinearOptimum` has them."""
+        w, u = self.encoder.weight, self.decoder.weight
+        return _singular(u, len(w)), _singular(w @ _root(cov), len(w))
 
 
 class LinearCVAE(nn.Module):
@@ -137,11 +138,12 @@ class LinearCVAE(nn.Module):
     def exact_loss(self, cov: Tensor, target: Tensor, cross: Tensor) -> Tensor:
         """The loss () over data of covariances (D, D), (E, E) and (D, E)."""
         w, variance = self.encoder.weight, self.variance()
-        u1, u2 = self.decoder.weight.split([len(w), len(cov)], dim=1)
+        u = self.decoder.weight
         joint = torch.cat([torch.cat([cov, cross], 1), torch.cat([cross.T, target], 1)])
-        gain = u1 @ w + torch.cat([u2, torch.zeros_like(target)], 1)
-        error = _squared_error(gain, joint, target, torch.cat([cross, target]))
-        error = error + (u1.square() * variance).sum()
+        # The decoder sees z and x, both linear in (x, y).
+        seen = torch.cat([w, torch.eye(*joint.shape).to(joint)[: len(cov)]])
+        error = _squared_error(seen, u, joint, target, torch.cat([cross, target]))
+        error = error + (u[:, : len(w)].square() * variance).sum()
         kl = gaussian_kl(_mean_square(w, joint), variance, self.eta_enc)
         return error / (2 * self.eta_dec**2) + self.beta * kl.sum()
 
@@ -151,10 +153,10 @@ class LinearCVAE(nn.Module):
         return mean, self.variance().expand_as(mean)
 
     def singular_values(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """omega of U1 and lambda of W2 Q^(1/2), for the residual covariance Q (E, E)."""
-        size = len(self.encoder.weight)
-        w2 = self.encoder.weight[:, -len(residual) :]
-        return _singular(self.decoder.weight[:, :size]), _singular(w2 @ _root(residual))
+        """omega of U1 and lambda of W2 Q^(1/2), (d,), for the residual covariance Q (E, E)."""
+        w, u = self.encoder.weight, self.decoder.weight
+        d = len(w)
+        return _singular(u[:, :d], d), _singular(w[:, -len(residual) :] @ _root(residual), d)
 
 
 class LinearMHVAE(nn.Module):
@@ -210,7 +212,7 @@ class LinearMHVAE(nn.Module):
             m.weight for m in (self.encoder1, self.decoder1, self.encoder2, self.decoder2)
         )
         s1, s2 = self.s1(), self.s2()
-        error = _squared_error(u1 @ w1, cov, cov, cov) + (u1.square() * s1).sum()
+        error = _squared_error(w1, u1, cov, cov, cov) + (u1.square() * s1).sum()
         spread = w1 @ cov @ w1.T + s1.diag()
         rest = _mean_square(torch.eye(len(w1)).to(cov) - u2 @ w2, spread) + u2.square() @ s2
         rate1 = gaussian_kl(rest - s1, s1, self.eta_enc).sum()
@@ -225,11 +227,13 @@ class LinearMHVAE(nn.Module):
 
     def singular_values(self, cov: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """omega, lambda, mu and nu, falling, as :class:`~.hierarchical.HierarchicalOptimum`."""
+        w1, w2 = self.encoder1.weight, self.encoder2.weight
+        d1, d2 = len(w1), len(w2)
         return (
-            _singular(self.decoder1.weight),
-            _singular(self.encoder1.weight @ _root(cov)),
-            _singular(self.decoder2.weight),
-            _singular(self.encoder2.weight),
+            _singular(self.decoder1.weight, d1),
+            _singular(w1 @ _root(cov), d1),
+            _singular(self.decoder2.weight, d2),
+            _singular(w2, d2),
         )
 
 
@@ -315,9 +319,9 @@ def _noise(like: Tensor, rng: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
 
 
-def _squared_error(gain: Tensor, cov: Tensor, target: Tensor, cross: Tensor) -> Tensor:
-    """E ||G x - y||^2."""
-    return (gain @ cov * gain).sum() - 2 * (gain * cross.T).sum() + target.trace()
+def _squared_error(w: Tensor, u: Tensor, cov: Tensor, target: Tensor, cross: Tensor) -> Tensor:
+    """E ||U W x - y||^2, never as wide as data by data."""
+    return (u.T @ u * (w @ cov @ w.T)).sum() - 2 * (u.T * (w @ cross)).sum() + target.trace()
 
 
 def _mean_square(weight: Tensor, cov: Tensor) -> Tensor:
@@ -325,8 +329,10 @@ def _mean_square(weight: Tensor, cov: Tensor) -> Tensor:
     return (weight @ cov * weight).sum(-1)
 
 
-def _singular(matrix: Tensor) -> Tensor:
-    return torch.linalg.svdvals(matrix.detach())
+def _singular(matrix: Tensor, size: int) -> Tensor:
+    """Singular values (size,), with zeros for those beyond the smaller side."""
+    values = torch.linalg.svdvals(matrix.detach())[:size]
+    return torch.nn.functional.pad(values, (0, size - len(values)))
 
 
 def _root(cov: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from polytok.core.errors import SignalError
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-6  # of the largest entry: what float32 covariances lose
+ROUNDING = 1e-12  # of the whole variance
 
 
 def covariance_spectrum(cov: ArrayLike) -> Array:
@@ -63,7 +64,10 @@ def regression(cov: ArrayLike, target: ArrayLike, cross: ArrayLike) -> tuple[Arr
     checked_covariance(np.block([[a, c], [c.T, b]]))
     weights = (np.linalg.pinv(a, rcond=1e-10, hermitian=True) @ c).T
     residual = b - weights @ c
-    return weights, (residual + residual.T) / 2
+    values, vectors = np.linalg.eigh((residual + residual.T) / 2)
+    # What is explained whole leaves rounding, which is no variance.
+    values[values < ROUNDING * np.trace(b)] = 0.0
+    return weights, vectors * values @ vectors.T
 
 
 def rank(eigenvalues: Array) -> int:
