@@ -52,7 +52,9 @@ def build(canvas: GlyphCanvas, seed: int) -> Any:
     return hf.LlavaForConditionalGeneration(config)
 
 
-def train(canvas: GlyphCanvas, *, seed: int, steps: int = STEPS) -> tuple[Any, float]:
+def train(
+    canvas: GlyphCanvas, *, seed: int, steps: int = STEPS, held_out: int = 1000
+) -> tuple[Any, float]:
     """Train tower and a head on which glyphs are there; the model, and how often sets are exact."""
     model = build(canvas, seed)
     tower = model.model.vision_tower
@@ -70,15 +72,17 @@ def train(canvas: GlyphCanvas, *, seed: int, steps: int = STEPS) -> tuple[Any, f
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-    batch = canvas.draw(1000, torch.Generator().manual_seed(10_000 + seed))
+    batch = canvas.draw(held_out, torch.Generator().manual_seed(10_000 + seed))
     with torch.no_grad():
         found = head(tower(batch.image).pooler_output) > 0
     return model.eval(), float((found == batch.label).all(1).float().mean())
 
 
-def recall(model: Any, canvas: GlyphCanvas, *, keep: int, seed: int) -> dict[str, float]:
-    """Share of informative cells among ``keep`` kept ones, for every score."""
-    batch = canvas.draw(500, torch.Generator().manual_seed(20_000 + seed))
+def recall(
+    model: Any, canvas: GlyphCanvas, *, keep: int, seed: int, count: int = 500
+) -> dict[str, float]:
+    """Share of the informative cells that are among ``keep`` kept ones, for every score."""
+    batch = canvas.draw(count, torch.Generator().manual_seed(20_000 + seed))
     ids = torch.full((len(batch.image), CELLS**2), IMAGE_ID)
     inputs = {"input_ids": ids, "pixel_values": batch.image}
     found = {}

@@ -67,7 +67,7 @@ class Reduction:
         return self.positions or host_of(model).positions
 
     def has_gaps(self, model: Any) -> bool:
-        """Whether positions that tell where prompts begin have gaps; 3-D ones have a row for that."""
+        """Whether positions that tell prompts apart have gaps; 3-D ones have a row for that."""
         return self.positions_on(model) == "keep" != host_of(model).positions
 
     def count(self, model: Any, inputs: Mapping[str, Any]) -> list[int]:
