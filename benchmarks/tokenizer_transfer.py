@@ -36,10 +36,10 @@ PIECE = 128
 END = "<|endoftext|>"
 CONTEXT, BATCH, LM_STEPS, LM_RATE = 64, 32, 3000, 3e-3
 SOURCE_SIZE = 2048
-TUNED, TUNING_RATE = (0, 100, 300), 1e-3
+TUNED, TUNING_RATE = (0, 100, 200), 1e-3
 NUM_PIECES = 1600
-METHODS = ("original", "zett", "fvt", "focus", "lexical", "mean", "random")
-SEEDED = ("zett", "lexical", "random")
+METHODS = ("original", "zett", "zett+shared", "fvt", "focus", "lexical", "mean", "random")
+SEEDED = ("zett", "zett+shared", "lexical", "random")
 RECIPE = ROOT / "recipes" / "zett" / "small.toml"
 LM = {"n_layer": 2, "n_embd": 128, "n_head": 2}
 PROTOCOL = {
@@ -226,11 +226,12 @@ def rows_of(work: Path, name: str, method: str, seed: int, steps: Sequence[int])
     if method == "original":
         tokenizer = lm.tokenizer
     else:
-        network = zett.load_hypernet(work / f"hypernet-{seed}") if method == "zett" else None
-        how = {} if network else {"method": method}
-        tokenizer = zett.transfer_tokenizer(
-            lm, made(work, name), hypernet=network, seed=seed, **how
-        ).tokenizer
+        is_ours, _, kept = method.partition("+")
+        how: dict[str, Any] = {"method": method}
+        if is_ours == "zett":
+            network = zett.load_hypernet(work / f"hypernet-{seed}")
+            how = {"hypernet": network, "keep_shared": bool(kept)}
+        tokenizer = zett.transfer_tokenizer(lm, made(work, name), seed=seed, **how).tokenizer
     corpus = "\n".join(texts("train")[c] for c in TARGETS[name].categories)
     out, done = [], 0
     for count in steps:

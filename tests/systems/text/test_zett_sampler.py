@@ -85,6 +85,23 @@ def test_without_noise_the_best_substrings_win() -> None:
     assert min(kept[text] for text in drawn) >= max(s for t, s in kept.items() if t not in drawn)
 
 
+def test_some_tokenizers_are_bpe_of_the_texts() -> None:
+    made = sampler(bpe_share=1.0)
+    first, again = (made.sample(n, numpy_rng(n)) for n in (8, 9))
+    assert first.vocabulary.model == "BPE" and first.vocabulary.merges
+    assert first is again
+    assert sampler(bpe_share=1.0).sample(9, numpy_rng(0)).vocabulary == again.vocabulary
+    assert first.vocabulary.specials == byte_level(bpe()).vocabulary.specials
+    assert len(first) <= 501
+    for text in TEXTS[:3]:
+        ids = first.tokenizer.encode(text).ids
+        assert first.tokenizer.decode(ids) == text
+    found = sampler(unigram, bpe_share=1.0).sample(3, numpy_rng(0))
+    assert found.tokenizer.decode(found.tokenizer.encode("the fox").ids) == "the fox"
+    models = {sampler(bpe_share=0.5).sample(3, numpy_rng(n)).vocabulary.model for n in range(12)}
+    assert models == {"BPE", "Unigram"}
+
+
 def test_more_noise_changes_more_tokens() -> None:
     plain = sampler(noise_median=0.0).sample(5, numpy_rng(1)).vocabulary.pieces
     little, much = (
@@ -109,7 +126,15 @@ def test_special_tokens_and_prefix_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"size_min": 100}, {"size_min": 600}, {"stride": 0}, {"queue": 0}, {"max_length": 0}]
+    "change",
+    [
+        {"size_min": 100},
+        {"size_min": 600},
+        {"stride": 0},
+        {"queue": 0},
+        {"max_length": 0},
+        {"bpe_share": 2.0},
+    ],
 )
 def test_wrong_values_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):

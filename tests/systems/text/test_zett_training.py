@@ -66,6 +66,14 @@ def test_samples_repeat_and_have_equal_shapes(kind: str) -> None:
     assert not torch.equal(first.sample(0)["surface"], first.sample(1)["surface"])
 
 
+def test_samples_before_the_first_are_blank() -> None:
+    lm = language_model()
+    found, plain = source(lm, first=3), source(lm)
+    assert found.sample(0).keys() == found.sample(3).keys()
+    assert all(not value.any() for value in found.sample(2).values())
+    assert torch.equal(found.sample(3)["surface"], plain.sample(3)["surface"])
+
+
 def test_targets_follow_the_text_after_the_start_token() -> None:
     lm = language_model()
     sample = source(lm).sample(0)
@@ -175,8 +183,9 @@ def test_a_run_trains_saves_resumes_and_loads(tmp_path: Path) -> None:
     assert api.train(path, whole).is_complete
     assert not api.train(path, parts, minutes=0).is_complete
     assert api.train(path, parts).is_complete
+    assert api.train(path, tmp_path / "more", [f"init={whole}"]).is_complete
     one, two = (zett.load_hypernet(folder) for folder in (whole, parts))
-    assert one.config.vocab_size == 420 or one.config.vocab_size > 256
+    assert one.config.vocab_size == language_model().tokenizer.vocabulary.num_original
     for key, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[key]), key
     assert isinstance(api.load(whole), zett.Hypernet)

@@ -26,7 +26,7 @@ def test_frequent_words_are_split_as_before() -> None:
         ids = found.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
         assert found.tokenizer.tokenizer.decode(ids) == text
         same += ids == source.tokenizer.encode(text, add_special_tokens=False).ids
-    assert same >= 380
+    assert same >= 340
 
 
 def test_a_tokenizer_that_is_unigram_already_keeps_its_splits() -> None:

@@ -82,7 +82,7 @@ class Zett(nn.Module):
             metrics={
                 k: torch.stack([s.metrics[k] for s in steps]).mean() for k in steps[0].metrics
             },
-            output={"embeddings": torch.stack([s.output["embeddings"] for s in steps])},
+            output={"embeddings": torch.cat([s.output["embeddings"] for s in steps])},
         )
 
     def _identity(self, ctx: StepContext) -> StepOutput:
@@ -99,7 +99,9 @@ class Zett(nn.Module):
         )
 
     def _transfer(self, batch: Batch) -> StepOutput:
-        surface, tokens, special = batch["surface"], batch["tokens"], batch["special"]
+        # Tokenizers of a batch differ in size; what fills them up at the end is not worth work.
+        size = int(batch["tokens"].nonzero().max()) + 1
+        surface, tokens, special = (batch[k][:size] for k in ("surface", "tokens", "special"))
         found = self.hypernet.by_length(surface, self.source, self._language(batch))
         embeddings = with_rows(found, special, self._truth(special.clamp(min=0)))
         logits = self.logits(embeddings, batch["text"], batch["seen"])

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from polytok.core.errors import ConfigError, SignalError
+from polytok.core.seeding import numpy_rng
 from polytok.systems.text._shared import BYTE_ALPHABET, to_chars
-from polytok.systems.text.zett.bytelevel import SPLIT, ByteLevel, unigram
-from polytok.systems.text.zett.vocabulary import has_run, whitespace_runs
+from polytok.systems.text.zett.bytelevel import SPLIT, ByteLevel, build, unigram
+from polytok.systems.text.zett.vocabulary import has_run, read, whitespace_runs, with_specials
 
 # Odd multipliers that spread bits; two of a million substrings meet once in 10^7 tables.
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _OFFSET = np.uint64(0xD6E8FEB86659FD93)
+
+
+BPE_USES = 8  # samples that share one BPE, which costs more than a step to train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class SamplerConfig:
             a median of 0 for none.
         max_length: longest substring in bytes. stride: characters between two starts in a word.
         queue: batches of texts that a tokenizer is made of.
+        bpe_share: of tokenizers that are BPE of the same texts instead (ours, not the paper's: few
+            texts give substrings that split words otherwise than most tokenizers in use do).
     """
 
     size_mean: float = 32_768.0
@@ -41,6 +47,7 @@ class SamplerConfig:
     max_length: int = 15
     stride: int = 4
     queue: int = 16
+    bpe_share: float = 0.0
 
     def __post_init__(self) -> None:
         fewest = len(BYTE_ALPHABET) + len(whitespace_runs())
@@ -52,6 +59,8 @@ class SamplerConfig:
         for name in ("max_length", "stride", "queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.bpe_share <= 1:
+            raise ConfigError(f"bpe_share={self.bpe_share} is not within [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class TokenizerSampler:
         self.texts, self.like, self.config = texts, like, config
         self._split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
         self._table = lru_cache(maxsize=config.queue + 1)(self._read)
+        self._bpe = lru_cache(maxsize=1)(self._train_bpe)
 
     def sample(self, n: int, rng: np.random.Generator) -> ByteLevel:
         """Draw tokenizer ``n``; ``rng`` decides its size and noise.
@@ -92,9 +102,9 @@ class TokenizerSampler:
             SignalError: the texts have no substrings.
         """
         config = self.config
-        size = int(
-            np.clip(rng.normal(config.size_mean, config.size_std), config.size_min, config.size_max)
-        )
+        if config.bpe_share and rng.random() < config.bpe_share:
+            return self._bpe(n // BPE_USES)
+        size = self._size(rng)
         tables = [self._table(n - age) for age in range(config.queue)]
         keys, where, inverse = np.unique(
             np.concatenate([t.keys for t in tables]), return_index=True, return_inverse=True
@@ -108,6 +118,28 @@ class TokenizerSampler:
             std = rng.lognormal(math.log(config.noise_median), config.noise_sigma)
             noised = shares + rng.normal(0.0, std, len(shares))
         return unigram(self._pieces(tables, where, noised, size, float(shares.min())), self.like)
+
+    def _size(self, rng: np.random.Generator) -> int:
+        """Tokens of the next tokenizer."""
+        config = self.config
+        drawn = rng.normal(config.size_mean, config.size_std)
+        return int(np.clip(drawn, config.size_min, config.size_max))
+
+    def _train_bpe(self, group: int) -> ByteLevel:
+        """A BPE of the queue of texts at the start of a group of samples."""
+        n, size = group * BPE_USES, self._size(numpy_rng(group, "bpe"))
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [self._split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, initial_alphabet=list(BYTE_ALPHABET), show_progress=False
+        )
+        prefix = " " if self.like.vocabulary.has_prefix else ""
+        texts = (prefix + text for age in range(self.config.queue) for text in self.texts(n - age))
+        made.train_from_iterator(texts, trainer)
+        plain = replace(read(made), has_prefix=self.like.vocabulary.has_prefix)
+        return build(with_specials(plain, self.like.vocabulary), resplit=True)
 
     def _pieces(
         self,

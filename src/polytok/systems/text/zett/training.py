@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polytok.core import hub
 from polytok.core.config import from_dict, override
 from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, SignalError
@@ -71,6 +72,7 @@ class TransferSource:
     Args:
         texts: the text of each language by name.
         length: ids per row of surface forms. num_languages: 0 takes all texts as one language.
+        first: samples before this one are blank: stage "identity" reads none, and drawing costs.
 
     Raises:
         SignalError: a language has no text. ConfigError: it is another number of languages.
@@ -85,6 +87,7 @@ class TransferSource:
         length: int,
         pad_id: int,
         num_languages: int = 0,
+        first: int = 0,
         seed: int = 0,
     ) -> None:
         empty = [name for name, text in texts.items() if not text.strip()]
@@ -92,7 +95,7 @@ class TransferSource:
             raise SignalError(f"no text in {', '.join(empty) or 'the training data'}")
         if num_languages not in (0, len(texts)):
             raise ConfigError(f"num_languages={num_languages}, but there are {len(texts)} texts")
-        self.lm, self.sampling, self.seed = lm, sampling, seed
+        self.lm, self.sampling, self.first, self.seed = lm, sampling, first, seed
         self.length, self.pad_id = length, pad_id
         self.is_told = num_languages > 0
         self.texts = list(texts.values()) if self.is_told else ["\n".join(texts.values())]
@@ -103,6 +106,7 @@ class TransferSource:
             for i in range(len(self.texts))
         ]
         self._rows: dict[str, np.ndarray] = {}
+        self._blank: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         size = CHARS_PER_TOKEN * self.sampling.num_tokens
@@ -110,6 +114,9 @@ class TransferSource:
 
     def sample(self, n: int) -> dict[str, Tensor]:
         """Sample n: ``surface, tokens, special, text, targets, mask, seen, language, seed``."""
+        if n < self.first:
+            self._blank = self._blank or self.sample(self.first)
+            return {key: torch.zeros_like(value) for key, value in self._blank.items()}
         rng = numpy_rng(self.seed, "sample", n)
         language = int(rng.choice(len(self.texts), p=self.shares))
         tokenizer = self.samplers[language].sample(n, rng)
@@ -215,6 +222,8 @@ def of_language_model(
     lm: LanguageModel, config: HypernetConfig, sampling: TransferSampling, recipe: Recipe
 ) -> ZettTraining:
     """Build the hypernetwork, the samples and the scores of a run over a loaded model."""
+    from polytok.systems import api
+
     config = override(
         config,
         vocab_size=lm.tokenizer.vocabulary.num_original,
@@ -223,8 +232,13 @@ def of_language_model(
     )
     torch.manual_seed(recipe.train.seed)
     model = Zett(config, lm.model)
+    if recipe.init:
+        hub.load_weights(model, api.find_weights(recipe.init)[0])
 
-    def source(path: str, seed: int) -> TransferSource:
+    stage = recipe.stages[0]
+    first = stage.samples if stage.name == "identity" else 0
+
+    def source(path: str, seed: int, first: int = 0) -> TransferSource:
         return TransferSource(
             read_texts(path),
             lm,
@@ -232,13 +246,14 @@ def of_language_model(
             length=config.max_pieces,
             pad_id=config.pad_id,
             num_languages=config.num_languages,
+            first=first,
             seed=seed,
         )
 
     validate = None
     if recipe.data.val and not lm.embeddings.is_masked:
         validate = Validation(source(recipe.data.val, VAL_SEED), recipe.data.num_val)
-    return ZettTraining(model, source(recipe.data.train, recipe.train.seed), validate)
+    return ZettTraining(model, source(recipe.data.train, recipe.train.seed, first), validate)
 
 
 class Validation:

@@ -50,6 +50,7 @@ def initialize_embeddings(
     method: str = "fvt",
     hypernet: Hypernet | None = None,
     language: int | None = None,
+    keep_shared: bool = False,
     seed: int = 0,
 ) -> Initialised:
     """Embed every token of ``target``; special tokens get the model's own rows, bit for bit.
@@ -58,6 +59,7 @@ def initialize_embeddings(
         target: a tokenizer with the special tokens of ``lm``, see :func:`byte_level`.
         method: ``fvt``, ``lexical``, ``focus``, ``mean``, ``random`` or ``unk``, without a network.
         hypernet: predicts the embeddings instead. language: of it, where it knows several.
+        keep_shared: tokens of the old vocabulary keep their rows too, whatever the method says.
 
     Raises:
         UnknownNameError: no such method.
@@ -85,6 +87,8 @@ def initialize_embeddings(
         found = predicted(hypernet, torch.from_numpy(surface), source.joined, language)
     specials = lm.tokenizer.vocabulary.specials
     special = torch.tensor([specials[t.text] if t.kind == "special" else -1 for t in tokens])
+    if keep_shared:
+        special = torch.where(special < 0, shared, special)
     rows = special.clamp(min=0)
     truth = Embeddings(
         source.input[rows],
@@ -168,6 +172,7 @@ def transfer_tokenizer(
     method: str = "fvt",
     hypernet: Hypernet | None = None,
     language: int | None = None,
+    keep_shared: bool = False,
     resplit: bool = False,
     keep_normalizer: bool = False,
     whitespace: bool = False,
@@ -178,7 +183,7 @@ def transfer_tokenizer(
     Args:
         tokenizer: the new one, see :func:`load_tokenizer`; its special tokens give way to those of
             the model, which keep their names and, where they fit, their ids.
-        method, hypernet, language: see :func:`initialize_embeddings`.
+        method, hypernet, language, keep_shared: see :func:`initialize_embeddings`.
         resplit, keep_normalizer, whitespace: see :func:`byte_level`.
 
     Raises:
@@ -194,7 +199,13 @@ def transfer_tokenizer(
     )
     where = lm.embeddings
     made = initialize_embeddings(
-        lm, target, method=method, hypernet=hypernet, language=language, seed=seed
+        lm,
+        target,
+        method=method,
+        hypernet=hypernet,
+        language=language,
+        keep_shared=keep_shared,
+        seed=seed,
     )
     where.write(made.embeddings)
     new = target.vocabulary.specials
