@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polytok.cli import collapse, reduce, show
+from polytok.cli import collapse, mixture, reduce, show
 from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(collapse.app, name="collapse")
+app.add_typer(mixture.app, name="mixture")
 app.add_typer(reduce.app, name="reduce")
 app.command()(transfer)
 

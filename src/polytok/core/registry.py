@@ -188,6 +188,15 @@ SYSTEMS: dict[str, System] = {
             presets=(),
         ),
         System(
+            name="data-mixture-inference",
+            kind="tool",
+            modality="text",
+            title="Data mixture inference: what a BPE tokenizer tells of its training text",
+            paper="arXiv 2407.16607",
+            target="polytok.systems.text.data_mixture_inference",
+            presets=(),
+        ),
+        System(
             name="zett",
             kind="model",
             modality="text",

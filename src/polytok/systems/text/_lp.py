@@ -6,7 +6,10 @@ minimise c x  subject to  low <= A x <= high,  lower <= x <= upper
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -73,7 +76,8 @@ class _Highspy:
         import highspy
 
         self._api = highspy
-        self._model: Any = highspy.Highs()
+        with _stdout_to_stderr():
+            self._model: Any = highspy.Highs()
         self._model.setOptionValue("output_flag", False)
         self._model.setOptionValue("threads", 1)
 
@@ -106,6 +110,19 @@ class _Highspy:
         )
 
 
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """HiGHS names its licence on stdout when first made, which is no place for it in a pipe."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 class _Scipy:
     """Rows and columns in lists, handed over whole for each solve."""
 
@@ -114,6 +131,7 @@ class _Scipy:
     def __init__(self) -> None:
         self._costs: list[Floats] = []
         self._bounds: list[Floats] = []
+        # Sizes of rows, then columns and values of all entries, then limits of rows.
         self._rows: list[tuple[Ints, Ints, Floats, Floats]] = []
 
     def add_columns(self, costs: ArrayLike, *, lower: float = 0, upper: float = np.inf) -> None:
