@@ -1,9 +1,10 @@
 """Add a tensor to the attention scores of a module, or read them, without touching its code.
 
-Supported is every attention module whose forward calls ``scaled_dot_product_attention`` or a softmax
-exactly once: polytok's own, timm's fused or not, Hugging Face's with ``attn_implementation`` "sdpa" or
-"eager". Others (flash or flex kernels, ``nn.MultiheadAttention``, compiled modules, whole blocks of
-several attentions) are refused when they are called.
+Supported is every attention module whose forward calls ``scaled_dot_product_attention`` or a
+softmax exactly once: polytok's own, timm's fused or not, Hugging Face's with
+``attn_implementation`` "sdpa" or "eager". Others (flash or flex kernels,
+``nn.MultiheadAttention``, compiled modules, blocks of several attentions) are refused when they
+are called.
 """
 
 from __future__ import annotations

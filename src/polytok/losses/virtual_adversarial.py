@@ -1,7 +1,7 @@
 """Virtual adversarial losses over any perturbable tensor, and their supervised ancestors.
 
 A *forward* maps a perturbation to logits (B, C); one logit is a Bernoulli. It should start at the
-tensor that is perturbed, so that what comes before runs once and its dropout is the same throughout.
+tensor that is perturbed: what comes before then runs once, and its dropout is the same throughout.
 
 Sources: Miyato et al. 2018 (VAT), arXiv 2009.12064 (AT and iAT on attention), arXiv 2104.08763 (VAT
 and iVAT on attention).
@@ -39,8 +39,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
 def divergence(clean: Tensor, other: Tensor) -> Tensor:
     """KL(clean || other) per example (B,), in nats, of logits (B, C); at least 0."""
     log_p, log_q = log_probabilities(clean), log_probabilities(other)
-    # The sum is at least 0, but not in floating point.
-    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+    value = (log_p.exp() * (log_p - log_q)).sum(-1)
+    # Rounding may leave it just below 0; a plain clamp would also take its gradient there.
+    return value + (value.clamp(min=0) - value).detach()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -159,6 +160,20 @@ def virtual_adversarial(
     return unit
 
 
+def worse_sign(forward: Forward, space: Space, clean: Tensor, parameters: Tensor) -> Tensor:
+    """Turn the parameters of each example to the sign that changes the output more.
+
+    To second order the divergence is even, so its gradient at a small probe finds an axis, and the
+    sign is that of the probe. At lengths that saturate a softmax the two ends differ much.
+    """
+    with torch.no_grad():
+        ahead, back = (
+            divergence(clean, forward(space.perturb(way * parameters))) for way in (1, -1)
+        )
+        sign = torch.where(back > ahead, -1.0, 1.0)
+        return parameters * sign.view(-1, *[1] * (parameters.ndim - 1))
+
+
 def score_space(kind: str, scores: Tensor, mask: Tensor) -> Space:
     """The space of a kind of perturbation over scores (B, ..., T), with a mask broadcastable to it.
 
@@ -187,6 +202,7 @@ class VirtualAdversarialLoss:
 
     Args:
         eps: L2 norm per example of the parameters. xi, num_power: see :func:`virtual_adversarial`.
+        picks_sign: see :func:`worse_sign`; the papers take the axis as it comes.
 
     Raises:
         UnknownNameError: no such kind. ConfigError: a number is out of range.
@@ -196,6 +212,7 @@ class VirtualAdversarialLoss:
     eps: float
     xi: float = 1e-1
     num_power: int = 1
+    picks_sign: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -221,17 +238,16 @@ class VirtualAdversarialLoss:
         """
         if len(clean) != len(space.mask):
             raise PolytokError(f"{len(clean)} outputs for a mask of {len(space.mask)} examples")
+        if self.kind in SUPERVISED:
+            if labels is None:
+                raise PolytokError(f"kind {self.kind!r} needs labels")
+            return space.perturb(self.eps * adversarial(forward, space, labels))
         if self.kind == "random":
-            unit = random_unit(space, rng)
-        elif self.kind not in SUPERVISED:
-            unit = virtual_adversarial(
-                forward, space, clean, xi=self.xi, num_power=self.num_power, rng=rng
-            )
-        elif labels is None:
-            raise PolytokError(f"kind {self.kind!r} needs labels")
-        else:
-            unit = adversarial(forward, space, labels)
-        return space.perturb(self.eps * unit)
+            return space.perturb(self.eps * random_unit(space, rng))
+        found = self.eps * virtual_adversarial(
+            forward, space, clean, xi=self.xi, num_power=self.num_power, rng=rng
+        )
+        return space.perturb(worse_sign(forward, space, clean, found) if self.picks_sign else found)
 
     def __call__(
         self,

@@ -75,7 +75,7 @@ def top_f1(scores: Tensor, rationale: Tensor, mask: Tensor, *, share: float) -> 
     if not 0 < share <= 1:
         raise PolytokError(f"share={share} is not within (0, 1]")
     count = (share * mask.sum(-1)).round().clamp(min=1)
-    order = scores.masked_fill(~mask, -torch.inf).argsort(-1, descending=True, stable=True)
+    order = scores.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     chosen = (order.argsort(-1) < count[..., None]) & mask
     marked = rationale & mask
     total = chosen.sum(-1) + marked.sum(-1)

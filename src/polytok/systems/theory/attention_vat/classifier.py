@@ -56,8 +56,10 @@ class TextClassifier:
         """
         if queries is not None and len(queries) != len(texts):
             raise SignalError(f"{len(queries)} queries for {len(texts)} texts")
-        pairs = zip(texts, queries or [None] * len(texts), strict=True)
-        examples = [Example(text=text, query=query) for text, query in pairs]
+        examples = [Example(text=text) for text in texts]
+        if queries is not None:
+            pairs = zip(texts, queries, strict=True)
+            examples = [Example(text=text, query=query) for text, query in pairs]
         parts = (examples[i : i + BATCH] for i in range(0, len(examples), BATCH))
         return [found for part in parts for found in self._classify(part)]
 

@@ -21,11 +21,14 @@ class AttentionVATConfig:
         scorer: ``additive`` (v tanh(W h + b)) or ``dot`` (w h / sqrt(2 hidden_dim)).
         is_pair: a second sequence, the query, joins the scorer.
         dropout: of words, before they are perturbed.
+        embedding_std: of random word vectors; those given keep theirs.
         kind: of the regulariser; ``at`` and ``iat`` need labels, ``random`` is a perturbation of
             the same norm in a random direction.
         target: what is perturbed, attention scores or word embeddings.
         eps: L2 norm per example of the perturbation, or of its parameters along directions.
         xi, num_power: probe and power iterations of ``vat`` and ``ivat``.
+        picks_sign: ``vat`` and ``ivat`` take the worse end of the axis they find (ours, not the
+            papers').
         weight: of the regulariser beside the cross-entropy [lambda].
         num_neighbours: directions per word of ``iat`` and ``ivat`` on words.
         class_weights: of the cross-entropy, one per class; () for equal ones.
@@ -39,11 +42,13 @@ class AttentionVATConfig:
     scorer: Literal["additive", "dot"] = "additive"
     is_pair: bool = False
     dropout: float = 0.0
+    embedding_std: float = 0.1
     kind: Literal["vanilla", "at", "iat", "vat", "ivat", "random"] = "ivat"
     target: Literal["attention", "words"] = "attention"
     eps: float = 5.0
     xi: float = 1e-1
     num_power: int = 1
+    picks_sign: bool = True
     weight: float = 1.0
     num_neighbours: int = 10
     class_weights: tuple[float, ...] = ()

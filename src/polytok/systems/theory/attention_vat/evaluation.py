@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,36 +25,40 @@ def classified(model: AttentionClassifier, batch: Batch) -> ClassifierOutput:
     return model.attend(model.encode(model.embed(batch), batch))
 
 
+Importance = Literal["gradient", "gradient_fixed", "onehot", "onehot_fixed"]
+
+
 def word_importance(
-    model: AttentionClassifier, batch: Batch, *, is_attention_fixed: bool = False
+    model: AttentionClassifier, batch: Batch, kind: Importance = "gradient"
 ) -> Tensor:
-    """Length of the gradient of the output by each word vector, |dy / de_t|, (B, T).
+    """How much each word matters to the output by its gradient, (B, T).
 
     y is the log-probability of the class that the model chooses.
 
     Args:
-        is_attention_fixed: let no gradient through the scores (Jain & Wallace 2019).
+        kind: ``gradient`` is |dy / de_t|, the length of the gradient by the word's vector, and
+            ``onehot`` |e_t dy / de_t|, the gradient by its one-hot code; ``_fixed`` lets none
+            through the attention weights (Jain & Wallace 2019 take onehot_fixed).
     """
     with torch.enable_grad():
         words = model.embed(batch).detach().requires_grad_()
         encoded = model.encode(words, batch)
-        if is_attention_fixed:
-            encoded = type(encoded)(
-                states=encoded.states, scores=encoded.scores.detach(), mask=encoded.mask
-            )
+        if kind.endswith("_fixed"):
+            encoded = replace(encoded, scores=encoded.scores.detach())
         chosen = log_probabilities(model.attend(encoded).logits).amax(-1)
         (gradient,) = torch.autograd.grad(chosen.sum(), words)
-    return gradient.norm(dim=-1).masked_fill(~batch["mask"], 0)
+    if kind.startswith("onehot"):
+        size = (gradient * words.detach()).sum(-1).abs()
+    else:
+        size = gradient.norm(dim=-1)
+    return size.masked_fill(~batch["mask"], 0)
 
 
-def faithfulness(
-    model: AttentionClassifier, batch: Batch, *, is_attention_fixed: bool = False
-) -> Tensor:
+def faithfulness(model: AttentionClassifier, batch: Batch, kind: Importance = "gradient") -> Tensor:
     """Kendall's tau (B,) of attention with :func:`word_importance`; NaN for a single word."""
     with torch.no_grad():
         attention = classified(model, batch).attention
-    importance = word_importance(model, batch, is_attention_fixed=is_attention_fixed)
-    return kendall_tau(attention, importance, batch["mask"])
+    return kendall_tau(attention, word_importance(model, batch, kind), batch["mask"])
 
 
 def perturbed(
