@@ -12,7 +12,6 @@ from polytok.core.config import override
 from polytok.core.errors import ConfigError
 from polytok.systems.text.zett import Embeddings, Hypernet, HypernetConfig, preset
 from polytok.systems.text.zett.losses import identity_loss, language_loss, lexical_loss
-from polytok.systems.text.zett.model import with_rows
 
 CONFIG = HypernetConfig(
     vocab_size=50,
@@ -170,9 +169,9 @@ def test_losses_follow_their_formulas() -> None:
 
 def test_marked_rows_are_replaced_bit_for_bit() -> None:
     found = Embeddings(torch.randn(3, 4), None, torch.randn(3))
-    truth = Embeddings(torch.randn(3, 4), None, torch.randn(3))
-    mixed = with_rows(found, torch.tensor([-1, 7, -1]), truth)
-    assert torch.equal(mixed.input[1], truth.input[1])
+    truth = Embeddings(torch.randn(9, 4), None, torch.randn(9))
+    mixed = found.with_rows(torch.tensor([-1, 7, -1]), truth)
+    assert torch.equal(mixed.input[1], truth.input[7])
     assert torch.equal(mixed.input[[0, 2]], found.input[[0, 2]])
     assert mixed.bias is not None and truth.bias is not None and mixed.output is None
-    assert torch.equal(mixed.bias[1], truth.bias[1])
+    assert torch.equal(mixed.bias[1], truth.bias[7])

@@ -13,6 +13,8 @@ from polytok.systems.text.zett.bytelevel import ByteLevel
 from polytok.systems.text.zett.hypernet import Embeddings
 from polytok.systems.text.zett.vocabulary import Token
 
+TEMPERATURE = 0.1  # of cosines, so that a few likenesses get all of the weight
+
 
 @dataclass(frozen=True)
 class Request:
@@ -94,7 +96,7 @@ def fvt(request: Request) -> Embeddings:
 
 def lexical(request: Request) -> Embeddings:
     """The source's own embedding where it has the token, a random draw elsewhere."""
-    return _overlapped(request, random(request))
+    return random(request).with_rows(request.shared, request.source)
 
 
 def focus(request: Request) -> Embeddings:
@@ -114,9 +116,9 @@ def focus(request: Request) -> Embeddings:
     def weighted(matrix: Tensor) -> Tensor:
         known = matrix[request.shared[shared]]
         parts = auxiliary.split(1024)
-        return torch.cat([sparsemax(part @ anchors.T / 0.1) @ known for part in parts])
+        return torch.cat([sparsemax(part @ anchors.T / TEMPERATURE) @ known for part in parts])
 
-    return _overlapped(request, _per_matrix(request, weighted))
+    return _per_matrix(request, weighted).with_rows(request.shared, request.source)
 
 
 def sparsemax(logits: Tensor) -> Tensor:
@@ -149,26 +151,8 @@ def initialised(name: str, request: Request) -> Embeddings:
     return METHODS[name](request)
 
 
-def _overlapped(request: Request, others: Embeddings) -> Embeddings:
-    """The source's rows where it has the token, those of ``others`` elsewhere."""
-    is_shared, rows = request.shared >= 0, request.shared.clamp(min=0)
-
-    def mixed(known: Tensor | None, other: Tensor | None) -> Tensor | None:
-        if known is None or other is None:
-            return other
-        return torch.where(is_shared if known.ndim == 1 else is_shared[:, None], known[rows], other)
-
-    source = request.source
-    inputs = mixed(source.input, others.input)
-    assert inputs is not None
-    return Embeddings(inputs, mixed(source.output, others.output), mixed(source.bias, others.bias))
-
-
 def _per_matrix(request: Request, make: Callable[[Tensor], Tensor]) -> Embeddings:
-    """Treat input, output and bias alike."""
-    source = request.source
-    return Embeddings(
-        make(source.input),
-        None if source.output is None else make(source.output),
-        None if source.bias is None else make(source.bias[:, None])[:, 0],
+    """Treat input, output and bias alike, the bias as a matrix of one column."""
+    return request.source.map(
+        lambda t: make(t) if t.ndim == 2 else make(t[:, None]).squeeze(1),
     )

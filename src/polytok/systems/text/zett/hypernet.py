@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,29 @@ class Embeddings:
     input: Tensor
     output: Tensor | None = None
     bias: Tensor | None = None
+
+    def map(self, fn: Callable[..., Tensor], *others: Embeddings) -> Embeddings:
+        """Apply ``fn`` to the same part of these and others; a part that one lacks is left out."""
+
+        def applied(*parts: Tensor | None) -> Tensor | None:
+            return None if any(part is None for part in parts) else fn(*parts)
+
+        every = (self, *others)
+        return Embeddings(
+            fn(*(e.input for e in every)),
+            applied(*(e.output for e in every)),
+            applied(*(e.bias for e in every)),
+        )
+
+    def with_rows(self, rows: Tensor, source: Embeddings) -> Embeddings:
+        """Replace row i by row ``rows[i]`` of ``source``, where that is not -1."""
+        is_theirs, rows = rows >= 0, rows.clamp(min=0)
+
+        def mixed(ours: Tensor, theirs: Tensor) -> Tensor:
+            chosen = is_theirs[:, None] if ours.ndim == 2 else is_theirs
+            return torch.where(chosen, theirs[rows].to(ours), ours)
+
+        return self.map(mixed, source)
 
     @property
     def joined(self) -> Tensor:
@@ -168,14 +192,7 @@ class Hypernet(nn.Module):
             for rows, width in zip(groups, widths, strict=True)
         ]
         back = order.argsort()
-
-        def joined(name: str) -> Tensor | None:
-            found = [getattr(part, name) for part in parts]
-            return None if found[0] is None else torch.cat(found)[back]
-
-        inputs = joined("input")
-        assert inputs is not None
-        return Embeddings(inputs, joined("output"), joined("bias"))
+        return parts[0].map(lambda *found: torch.cat(found)[back], *parts[1:])
 
     @torch.no_grad()
     def calibrate(self, ids: Tensor, source: Tensor, language: int | None = None) -> None:

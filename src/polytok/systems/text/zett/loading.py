@@ -86,6 +86,7 @@ def of_parts(model: Any, frame: Any) -> LanguageModel:
     framed = tokenizer.tokenizer.encode("").ids
     if framed:
         start = tokenizer.tokenizer.id_to_token(framed[0])
+    start = start if start in tokenizer.vocabulary.specials else None
     made = LanguageModel(model, frame, tokenizer, start)
     made.embeddings.check(tokenizer.vocabulary.num_original)
     return made

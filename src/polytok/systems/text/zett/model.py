@@ -103,7 +103,7 @@ class Zett(nn.Module):
         size = int(batch["tokens"].nonzero().max()) + 1
         surface, tokens, special = (batch[k][:size] for k in ("surface", "tokens", "special"))
         found = self.hypernet.by_length(surface, self.source, self._language(batch))
-        embeddings = with_rows(found, special, self._truth(special.clamp(min=0)))
+        embeddings = found.with_rows(special, self._truth())
         logits = self.logits(embeddings, batch["text"], batch["seen"])
         logits = logits.masked_fill(~tokens, MASKED_LOGIT)
         is_single = (surface != self.config.pad_id).sum(1) == 1
@@ -128,12 +128,13 @@ class Zett(nn.Module):
         )
         return out.logits
 
-    def _truth(self, ids: Tensor) -> Embeddings:
-        """True embeddings of source ids; those that are none get the last one's."""
-        ids = ids.clamp(max=self.config.vocab_size - 1)
-        parts = self.source[ids].chunk(1 if self.config.is_tied else 2, dim=-1)
-        bias = None if self.source_bias is None else self.source_bias[ids]
-        return Embeddings(parts[0], None if self.config.is_tied else parts[1], bias)
+    def _truth(self, ids: Tensor | None = None) -> Embeddings:
+        """True embeddings of source ids, or of all; those that are none get the last one's."""
+        parts = self.source.chunk(1 if self.config.is_tied else 2, dim=-1)
+        every = Embeddings(parts[0], None if self.config.is_tied else parts[1], self.source_bias)
+        if ids is None:
+            return every
+        return every.map(lambda t: t[ids.clamp(max=len(t) - 1)])
 
     def _language(self, batch: Batch | None) -> Tensor | int | None:
         if not self.config.num_languages:
@@ -144,17 +145,3 @@ class Zett(nn.Module):
 def fitted(config: HypernetConfig, where: LMEmbeddings) -> HypernetConfig:
     """The configuration with what the language model decides: width, tying, bias."""
     return override(config, embed_dim=where.dim, is_tied=where.is_tied, has_bias=where.has_bias)
-
-
-def with_rows(found: Embeddings, special: Tensor, truth: Embeddings) -> Embeddings:
-    """Replace row i of ``found`` by row i of ``truth`` where ``special[i]`` is not -1."""
-    is_own = special >= 0
-
-    def mixed(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:
-        if ours is None or theirs is None:
-            return ours
-        return torch.where(is_own[:, None] if ours.ndim == 2 else is_own, theirs.to(ours), ours)
-
-    inputs = mixed(found.input, truth.input)
-    assert inputs is not None
-    return Embeddings(inputs, mixed(found.output, truth.output), mixed(found.bias, truth.bias))

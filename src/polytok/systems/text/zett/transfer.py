@@ -21,7 +21,6 @@ from polytok.systems.text.zett.bytelevel import ByteLevel, byte_level, surface_f
 from polytok.systems.text.zett.heuristics import Request, constituents, initialised, shared_ids
 from polytok.systems.text.zett.hypernet import Embeddings, Hypernet
 from polytok.systems.text.zett.loading import LanguageModel, load_tokenizer
-from polytok.systems.text.zett.model import with_rows
 from polytok.systems.text.zett.surgery import TOKEN_IDS, LMEmbeddings
 
 ROWS = 16_384
@@ -89,14 +88,8 @@ def initialize_embeddings(
     special = torch.tensor([specials[t.text] if t.kind == "special" else -1 for t in tokens])
     if keep_shared:
         special = torch.where(special < 0, shared, special)
-    rows = special.clamp(min=0)
-    truth = Embeddings(
-        source.input[rows],
-        None if source.output is None else source.output[rows],
-        None if source.bias is None else source.bias[rows],
-    )
     return Initialised(
-        embeddings=with_rows(found, special, truth),
+        embeddings=found.with_rows(special, source),
         num_shared=int((shared >= 0).sum()),
         num_cut=num_cut,
         num_unreachable=sum(t.kind == "dead" for t in tokens),
@@ -113,14 +106,7 @@ def predicted(
     parts = [
         hypernet.eval().by_length(rows.to(device), source, language) for rows in surface.split(ROWS)
     ]
-
-    def joined(name: str) -> Tensor | None:
-        found = [getattr(part, name) for part in parts]
-        return None if found[0] is None else torch.cat(found).cpu()
-
-    inputs = joined("input")
-    assert inputs is not None
-    return Embeddings(inputs, joined("output"), joined("bias"))
+    return parts[0].map(lambda *found: torch.cat(found).cpu(), *parts[1:])
 
 
 def check_fits(hypernet: Hypernet, lm: LanguageModel) -> None:

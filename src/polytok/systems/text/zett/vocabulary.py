@@ -122,19 +122,23 @@ def with_specials(vocabulary: Vocabulary, source: Vocabulary) -> Vocabulary:
     """Put the special tokens of ``source`` at their ids there, in place of the vocabulary's own.
 
     One whose id lies beyond the end comes last. All other tokens keep their order.
+
+    Raises:
+        SignalError: the source frames texts with a token that is no special one.
     """
     wanted = source.specials
     tokens = [t for t in vocabulary.tokens if t.kind != "special" and t.text not in wanted]
     for index in wanted.values():
         tokens.insert(index, source.tokens[index])
-    return replace(
-        vocabulary,
-        tokens=tuple(tokens),
-        num_original=len(tokens),
-        post_processor=_renumbered(
-            source.post_processor, {t.text: i for i, t in enumerate(tokens)}
-        ),
-    )
+    try:
+        frame = _renumbered(
+            source.post_processor, {t.text: i for i, t in enumerate(tokens) if t.kind == "special"}
+        )
+    except KeyError as error:
+        raise SignalError(
+            f"the model's tokenizer frames texts with {error.args[0]!r}, which is no special token"
+        ) from None
+    return replace(vocabulary, tokens=tuple(tokens), num_original=len(tokens), post_processor=frame)
 
 
 def with_whitespace(vocabulary: Vocabulary) -> Vocabulary:
@@ -232,30 +236,25 @@ def _tokens(tokenizer: Tokenizer, data: Mapping[str, Any], writer: _Writer) -> t
             name: FILL_SCORE if name in writer.bytes_by_name else s
             for name, s in data["model"]["vocab"]
         }
-    tokens: list[Token] = []
-    taken: set[str] = set()
     # Bytes by name come last: where a character has its own token, text reaches that one.
     order = sorted(
         range(max(names, default=-1) + 1), key=lambda i: names.get(i, "") in writer.bytes_by_name
     )
     found: dict[int, Token] = {}
+    taken: set[str] = set()
     for index in order:
-        name = names.get(index)
-        entry = added.get(name) if name is not None else None
-        if name is None or name == "":
-            token = Token(f"<unused_{index}>", "dead")
-        elif entry is not None and entry["special"]:
+        name = names.get(index, "")
+        entry = added.get(name)
+        if entry is not None and entry["special"]:
             token = Token(name, "special", FILL_SCORE, entry)
-        elif entry is not None:
-            token = Token(to_chars(name.encode()), "piece", scores.get(name, 0.0), entry)
         else:
-            token = Token(writer.form(name), "piece", scores.get(name, 0.0))
-        if token.text in taken:
+            form = writer.form(name) if entry is None else to_chars(name.encode())
+            token = Token(form, "piece", scores.get(name, 0.0), entry)
+        if not token.text or token.text in taken:
             token = Token(f"<unused_{index}>", "dead", FILL_SCORE)
         taken.add(token.text)
         found[index] = token
-    tokens = [found[index] for index in range(len(order))]
-    return tuple(tokens)
+    return tuple(found[index] for index in range(len(order)))
 
 
 def _with_bytes(vocabulary: Vocabulary) -> Vocabulary:
