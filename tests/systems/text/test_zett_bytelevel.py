@@ -214,6 +214,14 @@ def test_tokenizers_that_do_not_convert_are_refused() -> None:
         byte_level(changed(bpe(), {"end_of_word_suffix": "</w>"}))
 
 
+def test_a_frame_of_ordinary_tokens_is_refused() -> None:
+    source = Tokenizer.from_str(metaspace_unigram().to_str())
+    data = json.loads(source.to_str())
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] != "</s>"]
+    with pytest.raises(SignalError, match="frames texts with '</s>'"):
+        byte_level(bpe(), specials_of=byte_level(Tokenizer.from_str(json.dumps(data))))
+
+
 def test_an_id_that_nothing_reaches_stays_and_is_marked() -> None:
     data = json.loads(fallback_bpe().to_str())
     assert "A" not in data["model"]["vocab"] and "a" in data["model"]["vocab"]

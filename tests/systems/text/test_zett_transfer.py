@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import math
@@ -21,6 +22,7 @@ from polytok.core.errors import (
 )
 from polytok.networks.pretrained.optional import import_hf
 from polytok.systems.text import zett
+from polytok.systems.text._shared import to_bytes
 from polytok.systems.text.zett.heuristics import sparsemax
 from polytok.systems.text.zett.surgery import PATHS, LMEmbeddings
 from systems.text.zett_models import (
@@ -330,6 +332,24 @@ def test_models_that_are_not_known_or_do_not_fit_are_refused() -> None:
     )
     with pytest.raises(UnknownNameError, match="'opt'"):
         zett.of_parts(other, frame)
+
+
+def test_lists_of_merges_and_ranks_are_tokenizers_too(tmp_path: Path) -> None:
+    source = bpe()
+    merges = json.loads(source.to_str())["model"]["merges"]
+    path = tmp_path / "merges.txt"
+    path.write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges))
+    ranks = tmp_path / "ranks.tiktoken"
+    tokens = [t.text for t in zett.byte_level(source).vocabulary.tokens if t.kind == "piece"]
+    names = [base64.b64encode(to_bytes(token)).decode() for token in tokens]
+    ranks.write_text("\n".join(f"{name} {rank}" for rank, name in enumerate(names)))
+    for text in TEXTS[:3]:
+        wanted = source.encode(text).tokens
+        assert zett.load_tokenizer(path).encode(text).tokens == wanted
+        assert zett.load_tokenizer(ranks).encode(text).tokens == wanted
+    path.write_text("#version: 0.2\n▁ a\n▁a 日")
+    with pytest.raises(SignalError, match="not written in bytes"):
+        zett.load_tokenizer(path)
 
 
 def test_tokenizers_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
 from polytok.core import hub
 from polytok.core.config import from_dict
 from polytok.core.errors import SignalError, UnknownNameError, WeightsError, one_line
 from polytok.networks.pretrained.optional import import_hf
+from polytok.systems.text._shared import BYTE_ALPHABET
+from polytok.systems.text._tokenizer_file import TokenizerFile, read_tokenizer
 from polytok.systems.text.zett.bytelevel import ByteLevel, byte_level
 from polytok.systems.text.zett.config import HypernetConfig
 from polytok.systems.text.zett.hypernet import Embeddings, Hypernet
@@ -96,8 +98,8 @@ def load_tokenizer(source: Any) -> Tokenizer:
     """A tokenizer as an object of the ``tokenizers`` library.
 
     Args:
-        source: a tokenizer.json, a folder with one, a folder or hub id that ``transformers`` reads,
-            or a tokenizer of either library.
+        source: a tokenizer.json, a folder with one, byte-level merges.txt or tiktoken ranks, a
+            folder or hub id that ``transformers`` reads, or a tokenizer of either library.
 
     Raises:
         SignalError: it cannot be read.
@@ -110,7 +112,9 @@ def load_tokenizer(source: Any) -> Tokenizer:
     path = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path
     if path.is_file():
         try:
-            return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            if path.suffix == ".json":
+                return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            return _of_merges(read_tokenizer(path))
         except Exception as error:
             raise SignalError(f"cannot read tokenizer {path}: {one_line(error)}") from error
     hf = import_hf("transformers")
@@ -118,6 +122,18 @@ def load_tokenizer(source: Any) -> Tokenizer:
         return backend(_fetched(hf.AutoTokenizer, str(source), None))
     except WeightsError as error:
         raise SignalError(f"cannot read tokenizer {source}: {one_line(error)}") from error
+
+
+def _of_merges(found: TokenizerFile) -> Tokenizer:
+    """A byte-level BPE of a file that lists merges and nothing else."""
+    parts = dict.fromkeys((*BYTE_ALPHABET, *(a + b for a, b in found.merges)))
+    if found.model != "BPE" or not set().union(*parts) <= set(BYTE_ALPHABET):
+        raise SignalError("its tokens are not written in bytes; save it as tokenizer.json first")
+    vocab = found.vocab or {part: index for index, part in enumerate(parts)}
+    made = Tokenizer(models.BPE(vocab, list(found.merges), ignore_merges=bool(found.vocab)))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made
 
 
 def backend(frame: Any) -> Tokenizer:
