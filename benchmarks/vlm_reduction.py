@@ -27,7 +27,7 @@ from polytok.data.glyphs import GlyphCanvas
 from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers.vlm.bench import time_generation
 from polytok.reducers.vlm.cost import tower_flops
-from polytok.systems.vlm.api import vlm
+from polytok.systems.vlm.api import methods, vlm
 
 IMAGE_ID, TEXT, TOKENS, KEEP = 31_999, 32, 576, 128
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -208,6 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fresh", action="store_true", help="drop the stored rows")
     args = parser.parse_args(argv)
+    for method in methods().values():
+        method.load()  # now, so that a long run does not meet code of another day
     torch.set_num_threads(args.threads)
     PARTS[args.part](args)
     return 0

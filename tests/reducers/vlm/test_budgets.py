@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import polytok
 from polytok.core.errors import ConfigError, PolytokError
-from polytok.reducers.vlm import Layout, PerTile, Total, average_into_nearest, evenly, top
+from polytok.reducers.vlm import Diverse, Layout, PerTile, Total, average_into_nearest, evenly, top
 from polytok.reducers.vlm.budgets import spill
 from polytok.reducers.vlm.hosts import host_of
 from reducers.vlm.models import FAMILIES, batch, build, single
@@ -25,6 +25,7 @@ from reducers.vlm.reference import row_of
         ("fastervlm", {"keep": 3}),
         ("fastervlm", {"ratio": 0.6}),
         ("fastervlm", {"total": 5}),
+        ("fastervlm", {"keep": 4, "diverse": 0.5}),
         ("vtc-cls", {"keep": 0.5}),
         ("hired", {"rate": 0.3}),
         ("hired", {"rate": 0.55, "alpha": 0.2}),
@@ -127,14 +128,43 @@ def test_other_numbers_out_of_range_are_refused() -> None:
             polytok.vlm("fastervlm", **options).prepare(model, single("llava", 0))
 
 
+def nothing() -> torch.Tensor:
+    raise AssertionError("these rules need no features")
+
+
+def test_diverse_tokens_are_each_the_least_like_those_taken() -> None:
+    features = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(2, 9, generator=torch.Generator().manual_seed(1))
+    candidates = torch.ones(2, 9, dtype=torch.bool)
+    candidates[0, 3] = False
+    found = Diverse(0.5)(scores, candidates, [5, 1], lambda: features)
+    assert found.sum(1).tolist() == [5, 1] and not found[0, 3]
+    assert found[1].nonzero().item() == int(scores[1].argmax())
+    unit = torch.nn.functional.normalize(features[0], dim=-1)
+    taken = [i for i in scores[0].argsort(descending=True).tolist() if i != 3][:3]
+    while len(taken) < 5:
+        rest = [i for i in range(9) if i not in (*taken, 3)]
+        taken.append(min(rest, key=lambda i: float((unit[taken] @ unit[i]).max())))
+    assert sorted(taken) == found[0].nonzero().flatten().tolist()
+    assert torch.equal(
+        Diverse(0.0)(scores, candidates, [5, 1], lambda: features),
+        top(scores, candidates, [5, 1], nothing),
+    )
+    # A copy of a taken token comes last.
+    features[0, 1] = features[0, int(scores[0].argmax())]
+    assert not Diverse(1.0)(scores, candidates, [7, 1], lambda: features)[0, 1]
+    with pytest.raises(ConfigError, match=r"diverse=2.0 is not within \[0, 1\]"):
+        polytok.vlm("fastervlm", keep=2, diverse=2.0)
+
+
 def test_the_best_are_the_best_of_each_tile() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0, 9.0], [5.0, 5.0, 5.0, 0.0]])
     candidates = torch.tensor([[True, True, True, False], [True] * 4])
-    assert top(scores, candidates, [2, 2]).tolist() == [
+    assert top(scores, candidates, [2, 2], nothing).tolist() == [
         [True, False, True, False],
         [True, True, False, False],
     ]
-    assert evenly(scores, candidates, [1, 2]).tolist() == [
+    assert evenly(scores, candidates, [1, 2], nothing).tolist() == [
         [False, True, False, False],
         [False, True, False, True],
     ]

@@ -9,7 +9,7 @@ from polytok.reducers.vlm.reduction import Reduction
 from polytok.reducers.vlm.report import Report
 from polytok.reducers.vlm.run import Run
 from polytok.reducers.vlm.scores import AttentionScore, FeatureNorm, Inverse, RandomScore, Score
-from polytok.reducers.vlm.select import average_into_nearest, evenly, top
+from polytok.reducers.vlm.select import Diverse, average_into_nearest, evenly, top
 from polytok.reducers.vlm.tap import Tap
 from polytok.reducers.vlm.tokens import VisualTokens
 
@@ -20,6 +20,7 @@ __all__ = [
     "Contrast",
     "ContrastProcessor",
     "CutRule",
+    "Diverse",
     "FeatureNorm",
     "Inverse",
     "Layout",

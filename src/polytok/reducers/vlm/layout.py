@@ -54,6 +54,13 @@ class Layout:
         """Tokens that show no cell."""
         return int((self.source < 0).sum())
 
+    def spread(self, features: Tensor) -> Tensor:
+        """(n, D) of tokens -> (tiles, cells, D), zeros where a cell has no token."""
+        found = features.new_zeros(self.tiles * self.cells, features.shape[-1])
+        shown = self.source >= 0
+        found[self.source[shown]] = features[shown]
+        return found.view(self.tiles, self.cells, -1)
+
     def kept(self, cells: Tensor, *, keep_others: bool = True) -> Tensor:
         """(k,) ascending indices of tokens whose cell is in ``cells`` (tiles, cells) bool."""
         source = self.source.to(cells.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,7 +117,10 @@ class Reduction:
         for image, scores in enumerate(self.score(tokens)):
             layout, features = tokens.layouts[image], tokens.features[image]
             cells = self.select(
-                scores, self.budget.candidates(layout), self.budget.allocate(tokens, image)
+                scores,
+                self.budget.candidates(layout),
+                self.budget.allocate(tokens, image),
+                partial(layout.spread, features),
             )
             kept = layout.kept(cells, keep_others=self.protect_others).to(features.device)
             drop = Select(kept[None], layout.tokens)

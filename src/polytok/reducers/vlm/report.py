@@ -53,11 +53,14 @@ class Report:
         return tuple(tiles.bincount(minlength=layout.tiles).tolist())
 
     def __str__(self) -> str:
-        return (
-            f"visual tokens {sum(self.before)} -> {sum(self.after)}, "
-            f"prefill {self.flops_before / 1e9:.3g} -> {self.flops_after / 1e9:.3g} GFLOPs, "
-            f"KV {self.kv_before / 1e6:.3g} -> {self.kv_after / 1e6:.3g} MB"
-        )
+        flops = f"{_short(self.flops_before / 1e9)} -> {_short(self.flops_after / 1e9)} GFLOPs"
+        memory = f"{_short(self.kv_before / 1e6)} -> {_short(self.kv_after / 1e6)} MB"
+        tokens = f"{sum(self.before)} -> {sum(self.after)}"
+        return f"visual tokens {tokens}, prefill {flops}, KV {memory}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def with_layers(report: Report, model: Any, lengths: Sequence[Sequence[int]]) -> Report:

@@ -78,13 +78,10 @@ class FeatureNorm:
         return ()
 
     def __call__(self, tokens: VisualTokens) -> list[Tensor]:
-        found = []
-        for layout, features in zip(tokens.layouts, tokens.features, strict=True):
-            cells = features.new_zeros(layout.tiles * layout.cells, dtype=torch.float32)
-            shown = layout.source >= 0
-            cells[layout.source[shown]] = features.float().norm(dim=-1)[shown]
-            found.append(cells.view(layout.tiles, layout.cells))
-        return found
+        return [
+            layout.spread(features).float().norm(dim=-1)
+            for layout, features in zip(tokens.layouts, tokens.features, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from polytok.reducers.vlm import AttentionScore, Plan, Reduction
+from polytok.reducers.vlm import AttentionScore, Diverse, Plan, Reduction, top
 from polytok.reducers.vlm.hosts.base import Positions
 from polytok.systems.vlm._shared import budget_of
 
@@ -28,6 +28,7 @@ class FasterVLMConfig:
         total: tokens per IMAGE, spread evenly over its tiles, the remainder to the thumbnail.
         row: ``cls``, or ``received`` for towers without a class token (the authors' advice).
         layer: of the tower; None: the one whose output becomes the tokens.
+        diverse: share of the tokens taken for being unlike the others, see :class:`Diverse`.
         positions: of the tokens that stay, ``contiguous`` or ``keep``; None: as the family does.
         protect_newlines: keep all newline tokens of anyres images.
     """
@@ -37,6 +38,7 @@ class FasterVLMConfig:
     total: int | None = None
     row: Literal["cls", "received"] = "cls"
     layer: int | None = None
+    diverse: float = 0.0
     positions: Positions | None = None
     protect_newlines: bool = True
 
@@ -48,6 +50,7 @@ class FasterVLMConfig:
             visual=Reduction(
                 score=AttentionScore(row=self.row, layers=layers),
                 budget=budget_of(self.keep, self.ratio, self.total),
+                select=Diverse(self.diverse) if self.diverse else top,
                 positions=self.positions,
                 protect_others=self.protect_newlines,
             ),
