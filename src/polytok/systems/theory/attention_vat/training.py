@@ -148,9 +148,11 @@ def prepare_training(recipe: Recipe) -> AttentionVATTraining:
     )
     validate = None
     if recipe.data.val:
-        held = read_examples(recipe.data.val)[: recipe.data.num_val]
-        if any(e.label is None for e in held):
-            raise SignalError(f"{recipe.data.val}: a sentence has no label")
+        held = read_examples(recipe.data.val)
+        check_examples(held, [], recipe.data.val, is_pair=config.is_pair)
+        # Evenly from all of the file, which may be sorted by class.
+        count = min(recipe.data.num_val, len(held))
+        held = [held[i * len(held) // count] for i in range(count)]
         validate = Validation(held, vocabulary)
     return AttentionVATTraining(
         model=model, source=source, validate=validate, vocabulary=vocabulary
