@@ -14,18 +14,26 @@ NORMAL = 1
 
 _KINDS = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}
 
-# Numbers of the fields of ModelProto, SentencePiece and TrainerSpec.
-_PIECES, _TRAINER = 1, 2
+# Numbers of the fields of ModelProto, SentencePiece, TrainerSpec and NormalizerSpec.
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _TEXT, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE = 3
+_NAME = 1
 
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """The kind of a model (``BPE``, ``Unigram``, ...) and its pieces: text, score, type."""
+    """What a model file says.
+
+    Args:
+        kind: ``BPE``, ``Unigram``, ``Word`` or ``Char``.
+        pieces: text, score and type of each.
+        normalizer: name of the rule, such as ``nmt_nfkc`` or ``identity``.
+    """
 
     kind: str
     pieces: tuple[tuple[str, float, int], ...]
+    normalizer: str
 
 
 def parse(data: bytes, path: os.PathLike[str]) -> SentencePieceModel:
@@ -35,20 +43,23 @@ def parse(data: bytes, path: os.PathLike[str]) -> SentencePieceModel:
         SignalError: it is no SentencePiece model.
     """
     pieces: list[tuple[str, float, int]] = []
-    kind = 1
+    kind, normalizer = 1, ""
     try:
         for number, value in _fields(data):
             if number == _PIECES and isinstance(value, bytes):
                 pieces.append(_piece(value))
             elif number == _TRAINER and isinstance(value, bytes):
                 kind = int(dict(_fields(value)).get(_MODEL_TYPE, kind))
+            elif number == _NORMALIZER and isinstance(value, bytes):
+                name = dict(_fields(value)).get(_NAME, b"")
+                normalizer = name.decode() if isinstance(name, bytes) else ""
     except (IndexError, ValueError, struct.error):
         pieces = []
     if not pieces or kind not in _KINDS:
         raise SignalError(
             f"{path} is no tokenizer (known: tokenizer.json, merges.txt, tiktoken, SentencePiece)"
         )
-    return SentencePieceModel(_KINDS[kind], tuple(pieces))
+    return SentencePieceModel(_KINDS[kind], tuple(pieces), normalizer)
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:

@@ -198,12 +198,14 @@ def _from_sentencepiece(data: bytes, path: Path) -> TokenizerFile:
     vocab = {token: i for i, (token, _, _) in enumerate(model.pieces)}
     plain = {t: score for t, score, kind in model.pieces if kind == _sentencepiece.NORMAL}
     added = tuple(t for t, _, kind in model.pieces if kind != _sentencepiece.NORMAL)
+    # The rules nmt_nfkc and nfkc_cf differ from NFKC in blanks and in case alone.
+    normalizer = {"type": "NFKC"} if "nfkc" in model.normalizer else None
     if model.kind != "BPE":
-        return TokenizerFile(model=model.kind, vocab=vocab, scores=plain, added=added)
+        return TokenizerFile(model.kind, vocab, scores=plain, normalizer=normalizer, added=added)
     # Training gives merge number i the score -i; ties keep the order of the file.
     order = sorted(plain, key=lambda token: -plain[token])
     merges, dropped = merges_of_ranks({token: rank for rank, token in enumerate(order)})
-    return TokenizerFile(model="BPE", vocab=vocab, merges=merges, added=added, dropped=dropped)
+    return TokenizerFile("BPE", vocab, merges, normalizer=normalizer, added=added, dropped=dropped)
 
 
 def merges_of_ranks(

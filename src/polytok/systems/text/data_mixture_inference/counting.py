@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,8 @@ class PairTranscript:
             SignalError: the file is damaged or of another kind.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Given a path, np.load leaves damaged files open.
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 head = json.loads(arrays["head"].tobytes())
                 read = {k: arrays[k] for k in ("pairs", "steps", "parts", "changes", "sizes")}
             found = PairTranscript(

@@ -253,7 +253,8 @@ def _alike(ledger: Ledger) -> list[tuple[str, str]]:
     """Pairs of categories whose counts of the merges point the same way."""
     own = ledger.own @ ledger.mix()
     norms = np.linalg.norm(own, axis=0)
-    cosines = (own.T @ own) / np.outer(np.maximum(norms, 1e-300), np.maximum(norms, 1e-300))
+    directions = own / np.where(norms > 0, norms, 1.0)
+    cosines = directions.T @ directions
     rows, columns = np.nonzero(np.triu(cosines > _ALIKE, k=1))
     return [(ledger.names[i], ledger.names[j]) for i, j in zip(rows, columns, strict=True)]
 

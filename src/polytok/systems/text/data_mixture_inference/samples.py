@@ -125,7 +125,7 @@ def _is_text(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_PROBE)
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < _PROBE)
     except UnicodeDecodeError:
         return False
     return b"\0" not in head
@@ -164,9 +164,13 @@ def _lines(slice_: Slice) -> Iterator[str]:
                 # The line that holds the byte before belongs to the slice before.
                 file.seek(slice_.start - 1)
                 file.readline()
-            while file.tell() < slice_.stop and (line := file.readline(_PROBE)):
+            is_inside = False
+            while (is_inside or file.tell() < slice_.stop) and (line := file.readline(_PROBE)):
+                # A long line comes in several pieces, all of them of this slice.
+                is_inside = not line.endswith(b"\n")
                 if text := decoder.decode(line):
                     yield text
+            decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise SignalError(f"{slice_.path} is no UTF-8 text") from None
 

@@ -264,9 +264,9 @@ def resampled_shares(
 
 
 def _drawn_parts(ledger: Ledger, rng: np.random.Generator) -> Floats:
-    """How often each source is drawn (S,): as many parts of each category as it has."""
+    """How often each source is drawn (S,): as many parts of each category as have any pair."""
     times = np.zeros(len(ledger.category))
     for category in range(len(ledger.names)):
-        sources = np.flatnonzero(ledger.category == category)
+        sources = np.flatnonzero((ledger.category == category) & (ledger.num_pairs > 0))
         times[sources] = rng.multinomial(len(sources), np.full(len(sources), 1 / len(sources)))
     return times
