@@ -321,3 +321,18 @@ def test_a_mask_of_another_shape_is_refused() -> None:
     wrong = {**inputs, "attention_mask": torch.ones(1, 1, 70, 70)}
     with pytest.raises(SignalError, match=r"shape \(1, 1, 70, 70\); give one number per token"):
         polytok.vlm("fastervlm", keep=2).prepare(model, wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_processors_return_is_taken_as_it_is(family: str) -> None:
+    from transformers import BatchFeature
+
+    model, inputs = build(family), single(family, 0)
+    method = polytok.vlm("uniform", keep=2)
+    prepared, _ = method.prepare(model, BatchFeature(inputs))
+    expected, _ = method.prepare(model, inputs)
+    assert prepared.keys() == expected.keys()
+    assert torch.equal(prepared["input_ids"], expected["input_ids"])
+    with method.applied(model):
+        found = model.generate(**BatchFeature(inputs), max_new_tokens=2)
+    assert found.shape[1] == inputs["input_ids"].shape[1] + 2

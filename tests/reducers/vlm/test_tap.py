@@ -150,6 +150,16 @@ def test_the_kernel_comes_back_after_an_exception() -> None:
     assert tower.module.config._attn_implementation == "eager"
 
 
+def test_without_taps_nothing_is_put_on() -> None:
+    tower = host_of(build("llava")).tower(build("llava"))
+    tower.module.config._attn_implementation_internal = "flash_attention_2"
+    with recording(tower.module, tower.layers, ()) as recorder:
+        assert tower.module.config._attn_implementation == "flash_attention_2"
+    assert recorder.rows == {}
+    with pytest.raises(ConfigError, match="gives no scores"):
+        recording(tower.module, tower.layers, (Tap(0),)).__enter__()
+
+
 def test_layers_that_cannot_score_are_refused() -> None:
     model = build("qwen2_5_vl")
     tower = host_of(model).tower(model)

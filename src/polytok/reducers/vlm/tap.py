@@ -168,6 +168,9 @@ def recording(tower: Any, layers: nn.ModuleList, taps: tuple[Tap, ...]) -> Itera
     Raises:
         ConfigError: the tower's kernel is neither ``sdpa`` nor ``eager``.
     """
+    if not taps:
+        yield Recorder((), {})
+        return
     check_kernel(tower)
     _register()
     recorder = Recorder(taps, {id(m): i for i, layer in enumerate(layers) for m in layer.modules()})
