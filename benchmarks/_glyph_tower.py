@@ -105,12 +105,12 @@ def probe(model: Any, canvas: GlyphCanvas, *, keep: int, seed: int) -> dict[str,
         "random": vlm("random", keep=keep),
     }
     rng = torch.Generator().manual_seed(30_000 + seed)
-    parts = [canvas.draw(count, rng) for count in (4000, 1000)]
+    parts = [canvas.draw(count, rng) for count in (2000, 500)]
     found = {}
     for name, plan in plans.items():
         train_x, test_x = (_means(model, plan, part.image) for part in parts)
         head = nn.Linear(train_x.shape[1], canvas.classes)
-        optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200)
+        optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100)
         target = parts[0].label.float()
 
         def loss() -> Tensor:
