@@ -123,7 +123,7 @@ def build(name: str, *, is_pretrained: bool = False) -> nn.Module:
         elif is_pretrained and "/" in name:
             made = import_hf("transformers").AutoModel.from_pretrained(name)
         else:
-            kind = getattr(import_hf("transformers"), name, None)
+            kind: Any = getattr(import_hf("transformers"), name, None)
             if getattr(kind, "config_class", None) is None:
                 close = difflib.get_close_matches(name, timm.list_models(), 3, 0.8)
                 raise UnknownNameError("model", name, close)

@@ -76,6 +76,7 @@ class EViTTuningConfig:
 
     Args:
         keep: ratio of every reducing block at the end. fuse: see :class:`EViT`.
+        method: ``evit``, or a baseline to train the same way.
         layers: blocks that reduce; the usual ones if empty.
         ramp_start, ramp_length: shares of the run, see :func:`keep_ramp`; both 0 for no ramp.
         ramp_steps: levels of the ramp, so that few shapes occur.
@@ -85,6 +86,7 @@ class EViTTuningConfig:
 
     keep: float = 0.7
     fuse: bool = True
+    method: str = "evit"
     layers: tuple[int, ...] = ()
     ramp_start: float = 0.0
     ramp_length: float = 0.0
@@ -112,10 +114,10 @@ class EViTTuning(nn.Module):
     def __init__(self, classifier: Any, config: EViTTuningConfig) -> None:
         super().__init__()
         self.config = replace(config, vit=_shared.sizes_of(classifier))
-        reducer = EViT(fuse=config.fuse)
-        layers = config.layers or reducer.layers(len(classifier.vit.blocks))
+        layers = config.layers or EViT().layers(len(classifier.vit.blocks))
         self.schedule = Schedule.ratios(config.keep, layers)
-        reduce(classifier.vit, "evit", schedule=self.schedule, fuse=config.fuse)
+        options: dict[str, Any] = {"fuse": config.fuse} if config.method == "evit" else {}
+        reduce(classifier.vit, config.method, schedule=self.schedule, **options)
         self.classifier = classifier
 
     def logits(self, image: Tensor) -> Tensor:
