@@ -21,6 +21,7 @@ from statistics import mean, median
 from typing import Any
 
 import _tables_collapse
+import _tables_mixture
 import _tables_reduction
 from _report import load, markdown
 from _results import RESULTS, ROOT, Row
@@ -299,6 +300,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
     **_tables_collapse.TABLES,
+    **_tables_mixture.TABLES,
     **_tables_reduction.TABLES,
     "vlm-ttft": ttft_table,
     "vlm-glyphs": glyphs_table,

@@ -124,31 +124,24 @@ class Ledger:
         totals = np.cumsum(weights[self._sources] * self._changes)
         before = np.append(0.0, totals)[self._pair_starts[:-1]]
         values = totals[self._group_ends] - (before + allowance)[self._group_pairs]
-        lows = _range_minima(thresholds)
+        lowest = _range_minima(thresholds)
         level = np.frexp(self._group_stops - self._group_steps)[1] - 1
-        low = np.minimum(
-            lows[level, self._group_steps], lows[level, self._group_stops - (1 << level)]
-        )
-        found = np.flatnonzero(values > low + tolerance)
-        steps = np.array(
-            [
-                start + np.argmin(thresholds[start:stop])
-                for start, stop in zip(
-                    self._group_steps[found], self._group_stops[found], strict=True
-                )
-            ],
-            np.int64,
-        )
-        return Rivals(self._group_pairs[found], steps, (values - low)[found])
+        # Two ranges of 2^level steps cover those of a group.
+        first = lowest[level, self._group_steps]
+        last = lowest[level, self._group_stops - (1 << level)]
+        steps = np.where(thresholds[first] <= thresholds[last], first, last)
+        excess = values - thresholds[steps]
+        found = np.flatnonzero(excess > tolerance)
+        return Rivals(self._group_pairs[found], steps[found], excess[found])
 
 
-def _range_minima(values: Floats) -> Floats:
-    """Row i holds the minima of the 2^i values from each position on."""
-    rows = [values]
+def _range_minima(values: Floats) -> Ints:
+    """Row i holds where the 2^i values from each position on are lowest."""
+    rows = [np.arange(len(values))]
     while 2 ** len(rows) <= len(values):
         half, last = 2 ** (len(rows) - 1), rows[-1]
-        shifted = np.append(last[half:], np.full(half, np.inf))
-        rows.append(np.minimum(last, shifted))
+        later = np.append(last[half:], last[len(last) - half :])
+        rows.append(np.where(values[last] <= values[later], last, later))
     return np.stack(rows)
 
 

@@ -68,6 +68,8 @@ def find_categories(
 
 def _named(source: str) -> Iterator[tuple[str, Path]]:
     name, is_named, rest = source.partition("=")
+    if Path(source).exists():
+        is_named = ""
     path = Path(rest if is_named else source)
     if is_named and not (name and rest):
         raise SignalError(f"{source!r} is not NAME=PATH")
