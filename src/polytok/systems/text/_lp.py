@@ -76,7 +76,7 @@ class _Highspy:
         import highspy
 
         self._api = highspy
-        with _stdout_to_stderr():
+        with _silent_stdout():
             self._model: Any = highspy.Highs()
         self._model.setOptionValue("output_flag", False)
         self._model.setOptionValue("threads", 1)
@@ -111,15 +111,16 @@ class _Highspy:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """HiGHS names its licence on stdout when first made, which is no place for it in a pipe."""
+def _silent_stdout() -> Iterator[None]:
+    """HiGHS names its version on stdout when first made, which would spoil what a pipe carries."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nowhere, 1)
         yield
     finally:
         os.dup2(kept, 1)
+        os.close(nowhere)
         os.close(kept)
 
 
