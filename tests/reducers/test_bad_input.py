@@ -127,6 +127,15 @@ def test_masks_are_refused() -> None:
             model(image(DEIT), **options)
         with paused(model):
             assert model(image(DEIT), **options).shape == (2, 7)
+    model = tiny_hf()
+    polytok.reduce(model, "evit", keep=0.5)
+    keys = torch.ones(2, 17)
+    for call in (
+        lambda: model(image(DEIT), attention_mask=keys),
+        lambda: model.vit(image(DEIT), None, None, keys),
+    ):
+        with pytest.raises(PolytokError, match="no attention mask"):
+            call()
 
 
 def test_heads_that_need_every_patch_are_refused_without_a_grid() -> None:

@@ -111,6 +111,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: nn.Module, metho
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_backward_may_run_twice(model: nn.Module) -> None:
+    polytok.reduce(model, "tome", keep=KEEP)
+    getattr(
+        model, "set_grad_checkpointing", getattr(model, "activation_checkpointing_enable", None)
+    )()
+    loss = logits(model.train()(image(DEIT))).square().sum()
+    loss.backward(retain_graph=True)
+    once = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in once:
+            torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-5, atol=1e-6)
+
+
 def _gradients(model: nn.Module, x: Tensor, call: Any = None) -> dict[str, Tensor]:
     model.train()
     model.zero_grad()

@@ -40,7 +40,7 @@ def test_merging_methods_stand_for_every_patch() -> None:
         recorded: list = []
         polytok.reducers.reduction_of(model).recorders.append(recorded)
         model(image(DEIT))
-        state = recorded[0].states[-1]
+        state = recorded[0].state
         assert state.size.sum(1).tolist() == [N + 1] * 2
         counts = torch.stack([torch.bincount(g, minlength=state.patches) for g in state.group()])
         assert torch.equal(counts.float(), state.size[:, 1:])

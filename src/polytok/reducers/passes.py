@@ -1,7 +1,8 @@
 """One forward pass of a reduced model: the state of its tokens, handed explicitly to every block.
 
-A pass is made by the model's forward and lives as long as it. Entry i of its states belongs to
-block i, so a block that runs again (gradient checkpointing) sees what it saw before.
+A pass is made by the model's forward and lives as long as it. A block reads the state of its own
+layer and writes the next one's, so a block that runs again (gradient checkpointing) sees what it
+saw before.
 """
 
 from __future__ import annotations
@@ -35,14 +36,19 @@ class Pass:
         self.reduction, self.prefix, self.depth = reduction, prefix, depth
         self.schedule = schedule
         self.keeps: tuple[int, ...] = ()
-        self.states: list[TokenState] = []
+        self.states: dict[int, TokenState] = {}
         for recorder in reduction.recorders:
             recorder.append(self)
 
     @property
+    def history(self) -> list[TokenState]:
+        """The states at the input of each block that ran, and behind the last of them."""
+        return [self.states[layer] for layer in sorted(self.states)]
+
+    @property
     def state(self) -> TokenState:
-        """The state after the last block that ran."""
-        return self.states[-1]
+        """The state behind the last block that ran."""
+        return self.states[max(self.states)]
 
     def run(
         self, block: nn.Module, plain: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
@@ -62,7 +68,7 @@ class Pass:
             x = self.reduction.host.resume(plain, x, args, kwargs, state)
         else:
             x = plain(x, *args, **kwargs)
-        self.states[layer + 1 :] = [replace(state, layer=layer + 1)]
+        self.states[layer + 1] = replace(state, layer=layer + 1)
         return self.restored(x, layer) if layer == self.depth - 1 else x
 
     def restored(self, x: Tensor, layer: int) -> Tensor:
@@ -72,7 +78,7 @@ class Pass:
     def _start(self, x: Tensor) -> None:
         patches = x.shape[1] - self.prefix
         self.keeps = self.reduction.resolve(patches, self.depth, self.schedule)
-        self.states[:] = [TokenState(num_patches=patches, prefix=self.prefix)]
+        self.states[0] = TokenState(num_patches=patches, prefix=self.prefix)
 
 
 def new_pass(core: Any, keep: Any = None) -> Pass:

@@ -83,7 +83,7 @@ def trace(model: nn.Module, *inputs: Any, **named: Any) -> Trace:
         core.reduction.recorders.remove(recorded)
     if not recorded:
         raise PolytokError("the reduction is paused, so there is nothing to trace")
-    states = recorded[-1].states
+    states = recorded[-1].history
     first = states[0]
     stages = []
     for before, after in pairwise(states):

@@ -140,7 +140,8 @@ class ReducedHF(SavesReduction):
         plain = super().forward  # type: ignore[misc]
         if self.reduction.is_paused:
             return plain(*args, **kwargs)
-        refuse_mask(kwargs.get("attention_mask"))
+        # Behind the pixels and the masked positions, a tensor is the mask.
+        refuse_mask(kwargs.get("attention_mask"), *(a for a in args[2:] if isinstance(a, Tensor)))
         if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             raise PolytokError(
                 "a reduced model has no attention maps to return; polytok.reducers.trace says what "

@@ -220,8 +220,9 @@ def _intermediates(
     tokens = new_pass(core, keep)
     x, native = core.reduction.host.embed(core, x)
     found = []
+    whole = x
     for i, (block, kwargs) in enumerate(zip(core.blocks, native, strict=True)):
-        x = _block(core, block, x, tokens, kwargs)
+        x = whole = _block(core, block, x, tokens, kwargs)
         if i in taken:
             whole = x if i == len(core.blocks) - 1 else tokens.restored(x, i)
             found.append(core.norm(whole) if norm else whole)
@@ -235,9 +236,9 @@ def _intermediates(
     if output_dict:
         named: dict[str, Any] = {"image_intermediates": maps}
         named |= {} if prefixes is None else {"image_intermediates_prefix": prefixes}
-        return named if intermediates_only else named | {"image_features": core.norm(x)}
+        return named if intermediates_only else named | {"image_features": core.norm(whole)}
     out = maps if prefixes is None else list(zip(maps, prefixes, strict=True))
-    return out if intermediates_only else (core.norm(x), out)
+    return out if intermediates_only else (core.norm(whole), out)
 
 
 def _taken(depth: int, indices: Any) -> set[int]:

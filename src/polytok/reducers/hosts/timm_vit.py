@@ -39,13 +39,13 @@ class TimmViT(TimmHost):
 
     def query_key(self, block: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
         attn = block.attn
-        both = rows(attn.qkv, y, slice(0, 2 * attn.attn_dim))
+        both = rows(attn.qkv, y, slice(0, 2 * _width(attn)))
         q, k = (heads(part, attn.num_heads) for part in both.chunk(2, -1))
         return attn.q_norm(q), attn.k_norm(k)
 
     def value(self, block: Any, y: Tensor) -> Tensor:
         attn = block.attn
-        return heads(rows(attn.qkv, y, slice(2 * attn.attn_dim, None)), attn.num_heads)
+        return heads(rows(attn.qkv, y, slice(2 * _width(attn), None)), attn.num_heads)
 
     def add_attention(self, block: Any, x: Tensor, out: Tensor) -> Tensor:
         return x + block.drop_path1(block.ls1(out))
@@ -63,3 +63,8 @@ class TimmViT(TimmHost):
     ) -> Tensor:
         bias = state.bias()
         return plain(x) if bias is None else plain(x, attn_mask=bias.to(x.dtype))
+
+
+def _width(attn: Any) -> int:
+    """Channels of all heads."""
+    return int(attn.num_heads * attn.head_dim)

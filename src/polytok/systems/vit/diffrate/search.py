@@ -139,8 +139,8 @@ class SoftPass(Pass):
             raise PolytokError("the search sorts patches, which rotary positions do not follow")
         if layer == 0:
             ones = torch.ones(x.shape[:2], device=x.device)
-            self.soft = [(ones, ones)]
-            self.states = [TokenState(num_patches=x.shape[1] - self.prefix, prefix=self.prefix)]
+            self.soft = {0: (ones, ones)}
+            self.states[0] = TokenState(num_patches=x.shape[1] - self.prefix, prefix=self.prefix)
         mask, size = self.soft[layer]
         y = host.norm(block, x)
         q, k, v = host.qkv(block, y, None)
@@ -151,7 +151,7 @@ class SoftPass(Pass):
             order = self._order(probs)
             x = x.gather(1, order[..., None].expand_as(x))
             x, mask, size = self._reduced(x, mask.gather(1, order), size.gather(1, order), layer)
-        self.soft[layer + 1 :] = [(mask, size)]
+        self.soft[layer + 1] = mask, size
         return host.mlp(block, x)
 
     def _order(self, probs: Tensor) -> Tensor:
