@@ -120,6 +120,9 @@ def count(
     lines: Annotated[
         bool, typer.Option("--lines", help="Training read files line by line.")
     ] = False,
+    drop_runs: Annotated[
+        bool, typer.Option("--drop-runs", help="Leave out merges of repeated blanks.")
+    ] = False,
     processes: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -129,7 +132,9 @@ def count(
     from polytok.systems.text.data_mixture_inference.samples import find_categories
 
     given = None if pre_tokenizer is None else _read_json(pre_tokenizer)
-    target = target_of(tokenizer, num_merges=merges, rules=rules, pre_tokenizer=given)
+    target = target_of(
+        tokenizer, num_merges=merges, rules=rules, pre_tokenizer=given, drop_runs=drop_runs
+    )
     categories = find_categories(samples, num_parts=parts, max_bytes=max_bytes)
     for category in categories:
         if category.skipped:

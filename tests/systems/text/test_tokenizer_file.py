@@ -186,4 +186,4 @@ def test_ranks_take_lower_ones_only() -> None:
 
 def test_runs_of_blanks_are_left_out() -> None:
     merges = [("Ġ", "Ġ"), ("Ġ", "a"), ("ĠĠ", "Ġ"), ("▁", "▁")]
-    assert without_runs(merges) == [("Ġ", "a")]
+    assert without_runs(merges) == (("Ġ", "a"),)

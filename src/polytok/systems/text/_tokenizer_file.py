@@ -264,10 +264,12 @@ def distinct_merges(merges: Sequence[Merge]) -> tuple[Merge, ...]:
     return tuple(next((w for w in ways if w in used), ways[0]) for ways in options.values())
 
 
-def without_runs(merges: Sequence[Merge], runs_of: str = f"\u0120 \t\n{METASPACE}") -> list[Merge]:
+def without_runs(merges: Sequence[Merge]) -> tuple[Merge, ...]:
     """Leave out merges of one repeated blank, which some tokenizers were given by hand."""
+    # Space, tab and line end as they are, and as byte-level tokenizers write them.
+    blanks = f" \t\n\u0120\u0109\u010a{METASPACE}"
 
     def is_run(token: str) -> bool:
-        return token[0] in runs_of and len(set(token)) == 1
+        return token[0] in blanks and len(set(token)) == 1
 
-    return [m for m in merges if not is_run("".join(m))]
+    return tuple(m for m in merges if not is_run("".join(m)))

@@ -16,6 +16,7 @@ from polytok.systems.text.data_mixture_inference.counting import (
     Target,
     count_pairs,
 )
+from polytok.systems.text.data_mixture_inference.inference import target_of
 from systems.text.data_mixture_inference.corpora import (
     WORDS,
     corpus,
@@ -80,6 +81,11 @@ def test_parts_add_up_to_the_whole() -> None:
     assert merged == [a + b for a, b in zip(states(parts, 0), states(parts, 1), strict=True)]
 
 
+def test_documents_do_not_touch() -> None:
+    apart, joined = (count_pairs(d, TARGET).num_pairs.tolist() for d in (["ab", "cd"], ["abcd"]))
+    assert (apart, joined) == ([2], [3])
+
+
 def test_files_hold_everything(transcript: PairTranscript, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     transcript.save(path)
@@ -135,6 +141,12 @@ def test_targets_are_bpe_with_merges() -> None:
         Target.of(TokenizerFile(model="BPE", vocab={}))
     with pytest.raises(PolytokError, match="num_merges=0"):
         Target.of(TokenizerFile(model="BPE", vocab={}, merges=(("a", "b"),)), num_merges=0)
+
+
+def test_runs_of_blanks_can_be_left_out() -> None:
+    merges = [("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("t", "h")]
+    assert target_of(merges, drop_runs=True).merges == (("t", "h"),)
+    assert target_of(merges).merges == tuple(merges)
 
 
 def test_targets_have_a_fingerprint_of_what_counts_depend_on() -> None:

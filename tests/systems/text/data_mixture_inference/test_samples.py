@@ -84,7 +84,7 @@ def test_pieces_end_at_line_ends() -> None:
     assert "".join(found) == text
     assert all(p.endswith("\n") for p in found)
     assert max(map(len, found)) < 8300
-    assert list(pieces(["a\nb", "c"], by_line=True)) == ["a\n", "b", "c"]
+    assert list(pieces(["a\u2028b\n", "c", "d"])) == ["a\u2028b\n", "c", "d"]
 
 
 def test_binary_files_are_left_out(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polytok.core.errors import PolytokError
 from polytok.core.seeding import numpy_rng
-from polytok.systems.text._tokenizer_file import TokenizerFile, read_tokenizer
+from polytok.systems.text._tokenizer_file import TokenizerFile, read_tokenizer, without_runs
 from polytok.systems.text.data_mixture_inference.counting import (
     MAX_MERGES,
     PairTranscript,
@@ -49,6 +49,7 @@ def target_of(
     rules: str | None = None,
     normalizer: Any = None,
     pre_tokenizer: Any = None,
+    drop_runs: bool = False,
 ) -> Target:
     """What is needed of a tokenizer under study.
 
@@ -56,6 +57,7 @@ def target_of(
         tokenizer: a path, a ``tokenizers.Tokenizer``, a :class:`TokenizerFile`, or merges.
         rules: of a family (``gpt2``, ``cl100k``, ``o200k``, ``sentencepiece``) in place of its own.
         normalizer, pre_tokenizer: in place of its own; JSON or objects of ``tokenizers``.
+        drop_runs: leave out merges of repeated blanks, which some tokenizers were given by hand.
 
     Raises:
         SignalError: it cannot be read or is not BPE.
@@ -64,6 +66,8 @@ def target_of(
         file = TokenizerFile(model="BPE", vocab={}, merges=tuple((a, b) for a, b in tokenizer))
     else:
         file = tokenizer if isinstance(tokenizer, TokenizerFile) else read_tokenizer(tokenizer)
+    if drop_runs:
+        file = replace(file, merges=without_runs(file.merges))
     target = Target.of(file, num_merges=num_merges, rules=rules)
     if normalizer is None and pre_tokenizer is None:
         return target
@@ -79,8 +83,6 @@ def target_of(
 def _json(rules: Any) -> dict[str, Any]:
     if isinstance(rules, dict):
         return rules
-    import json
-
     return dict(json.loads(rules.__getstate__()))
 
 
@@ -257,8 +259,3 @@ def _alike(ledger: Ledger) -> list[tuple[str, str]]:
     cosines = directions.T @ directions
     rows, columns = np.nonzero(np.triu(cosines > _ALIKE, k=1))
     return [(ledger.names[i], ledger.names[j]) for i, j in zip(rows, columns, strict=True)]
-
-
-def load_transcripts(paths: Sequence[str | os.PathLike[str]]) -> list[PairTranscript]:
-    """Read the counts of several categories."""
-    return [PairTranscript.load(path) for path in paths]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from polytok.core.errors import SignalError, UnknownNameError, one_line
-from polytok.systems.text._shared import BYTE_ALPHABET
 from polytok.systems.text._tokenizer_file import METASPACE, TokenizerFile
 
 Json = dict[str, Any]
@@ -176,9 +175,3 @@ def alphabet_of(file: TokenizerFile) -> frozenset[str] | None:
         return None
     bare = (t.removeprefix(file.prefix).removesuffix(file.suffix) for t in file.vocab)
     return frozenset(t for t in (*bare, *file.vocab) if len(t) == 1)
-
-
-def is_byte_level(file: TokenizerFile) -> bool:
-    """Whether every merge is written in the 256 characters that stand for bytes."""
-    known = frozenset(BYTE_ALPHABET)
-    return all(known.issuperset(left) and known.issuperset(right) for left, right in file.merges)

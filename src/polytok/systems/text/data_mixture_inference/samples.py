@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from polytok.core.errors import SignalError
@@ -43,7 +44,6 @@ def find_categories(
     *,
     num_parts: int = 8,
     max_bytes: int | None = None,
-    share: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[Category, ...]:
     """Find categories: each ``NAME=PATH`` or path is one, or a folder of folders and text files.
 
@@ -52,7 +52,6 @@ def find_categories(
             unless it is named.
         num_parts: of each category; its parts are what a bootstrap draws.
         max_bytes: read of each category, spread over its parts.
-        share: from where to where in each category, as shares of its bytes.
 
     Raises:
         SignalError: a path is missing or holds no text, or two categories have one name.
@@ -63,7 +62,7 @@ def find_categories(
             if name in named:
                 raise SignalError(f"category {name!r} is given twice: {named[name]} and {path}")
             named[name] = path
-    return tuple(_category(n, p, num_parts, max_bytes, share) for n, p in named.items())
+    return tuple(_category(n, p, num_parts, max_bytes) for n, p in named.items())
 
 
 def _named(source: str) -> Iterator[tuple[str, Path]]:
@@ -85,17 +84,12 @@ def _named(source: str) -> Iterator[tuple[str, Path]]:
         yield (entry.name if entry.is_dir() else entry.stem), entry
 
 
-def _category(
-    name: str,
-    path: Path,
-    num_parts: int,
-    max_bytes: int | None,
-    share: tuple[float, float],
-) -> Category:
+def _category(name: str, path: Path, num_parts: int, max_bytes: int | None) -> Category:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     files = [p for p in files if not p.name.startswith(".")]
-    texts = [p for p in files if _is_text(p)]
-    skipped = tuple(p for p in files if p not in set(texts))
+    readable = [_is_text(p) for p in files]
+    texts = list(itertools.compress(files, readable))
+    skipped = tuple(p for p, is_text in zip(files, readable, strict=True) if not is_text)
     if not texts:
         what = f"only files that are no UTF-8 text ({skipped[0]})" if skipped else "no files"
         raise SignalError(f"category {name!r}: {path} holds {what}")
@@ -103,8 +97,7 @@ def _category(
     total = sum(sizes)
     if not total:
         raise SignalError(f"category {name!r}: {path} has no bytes")
-    first, last = (int(total * s) for s in share)
-    bounds = [first + (last - first) * i // num_parts for i in range(num_parts + 1)]
+    bounds = [total * i // num_parts for i in range(num_parts + 1)]
     budget = None if max_bytes is None else max(1, max_bytes // num_parts)
     parts = []
     for low, high in itertools.pairwise(bounds):
@@ -140,20 +133,26 @@ def read(slices: Iterable[Slice], *, by_line: bool = False) -> Iterator[str]:
         SignalError: the text is not UTF-8.
     """
     for slice_ in slices:
-        yield from pieces(_lines(slice_), by_line=by_line)
+        yield from _batches(_lines(slice_), 1 if by_line else _PIECE)
 
 
-def pieces(texts: Iterable[str], *, by_line: bool = False) -> Iterator[str]:
-    """Cut texts at line ends into pieces of some thousand characters, or into lines."""
+def pieces(documents: Iterable[str]) -> Iterator[str]:
+    """Cut documents at line ends into pieces of some thousand characters."""
+    for document in documents:
+        # Python's splitlines would also cut at characters that end no line of a file.
+        yield from _batches(StringIO(document, newline="\n"), _PIECE)
+
+
+def _batches(lines: Iterable[str], size: int) -> Iterator[str]:
+    """Join lines until they have ``size`` characters."""
     held: list[str] = []
-    size = 0
-    for text in texts:
-        for line in text.splitlines(keepends=True) if len(text) > _PIECE or by_line else [text]:
-            held.append(line)
-            size += len(line)
-            if by_line or size >= _PIECE:
-                yield "".join(held)
-                held, size = [], 0
+    length = 0
+    for line in lines:
+        held.append(line)
+        length += len(line)
+        if length >= size:
+            yield "".join(held)
+            held, length = [], 0
     if held:
         yield "".join(held)
 
@@ -181,7 +180,7 @@ def split_documents(documents: Iterable[str], num_parts: int) -> tuple[tuple[str
     """Cut a list of documents into parts of about equal size, in order."""
     listed = [documents] if isinstance(documents, str) else list(documents)
     if len(listed) < num_parts:
-        listed = [line for text in listed for line in text.splitlines(keepends=True)]
+        listed = [line for text in listed for line in StringIO(text, newline="\n")]
     sizes = [len(d) for d in listed]
     total, done = sum(sizes), 0
     parts: list[list[str]] = [[] for _ in range(num_parts)]
