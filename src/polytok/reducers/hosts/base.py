@@ -103,15 +103,22 @@ class Host(ABC):
         return None
 
     @abstractmethod
+    def arguments(
+        self, native: dict[str, Any], state: TokenState, bias: Tensor | None
+    ) -> dict[str, Any]:
+        """Keyword arguments of a block's own forward on reduced tokens.
+
+        Args:
+            native: those it was called with. bias: log sizes, see :meth:`TokenState.bias`.
+        """
+
     def resume(
-        self,
-        plain: Callable[..., Tensor],
-        x: Tensor,
-        args: tuple[Any, ...],
-        native: dict[str, Any],
-        state: TokenState,
+        self, plain: Callable[..., Tensor], x: Tensor, native: dict[str, Any], state: TokenState
     ) -> Tensor:
         """A whole block on reduced tokens: its own forward with their sizes and positions."""
+        bias = state.bias()
+        bias = None if bias is None else bias.to(x.dtype)
+        return plain(x, **self.arguments(native, state, bias))
 
     @abstractmethod
     def linears(self, block: nn.Module) -> tuple[nn.Module, nn.Module]:

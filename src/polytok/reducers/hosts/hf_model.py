@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,17 +101,10 @@ class HFHost(Host):
     def project(self, block: Any, y: Tensor, out: Tensor) -> Tensor:
         return block.attention.o_proj(out)
 
-    def resume(
-        self,
-        plain: Callable[..., Tensor],
-        x: Tensor,
-        args: tuple[Any, ...],
-        native: dict[str, Any],
-        state: TokenState,
-    ) -> Tensor:
-        bias = state.bias()
-        rest = {k: v for k, v in native.items() if k != "attention_mask"}
-        return plain(x, attention_mask=None if bias is None else bias.to(x.dtype), **rest)
+    def arguments(
+        self, native: dict[str, Any], state: TokenState, bias: Tensor | None
+    ) -> dict[str, Any]:
+        return {**native, "attention_mask": bias}
 
     def linears(self, block: Any) -> tuple[nn.Module, nn.Module]:
         return block.attention, block.mlp

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,17 +75,10 @@ class TimmEva(TimmHost):
         out = block.mlp(block.norm2(x))
         return x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
 
-    def resume(
-        self,
-        plain: Callable[..., Tensor],
-        x: Tensor,
-        args: tuple[Any, ...],
-        native: dict[str, Any],
-        state: TokenState,
-    ) -> Tensor:
-        bias = state.bias()
-        mask = None if bias is None else bias.to(x.dtype)
-        return plain(x, rope=self.rope(native, state), attn_mask=mask)
+    def arguments(
+        self, native: dict[str, Any], state: TokenState, bias: Tensor | None
+    ) -> dict[str, Any]:
+        return {"rope": self.rope(native, state), "attn_mask": bias}
 
 
 def _part(attn: Any, y: Tensor, number: int) -> Tensor:

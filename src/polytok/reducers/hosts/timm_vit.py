@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -53,16 +52,10 @@ class TimmViT(TimmHost):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    def resume(
-        self,
-        plain: Callable[..., Tensor],
-        x: Tensor,
-        args: tuple[Any, ...],
-        native: dict[str, Any],
-        state: TokenState,
-    ) -> Tensor:
-        bias = state.bias()
-        return plain(x) if bias is None else plain(x, attn_mask=bias.to(x.dtype))
+    def arguments(
+        self, native: dict[str, Any], state: TokenState, bias: Tensor | None
+    ) -> dict[str, Any]:
+        return {} if bias is None else {"attn_mask": bias}
 
 
 def _width(attn: Any) -> int:

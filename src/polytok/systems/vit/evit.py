@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from polytok.core import hub
-from polytok.core.config import from_dict
 from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError
 from polytok.reducers import Fuse, Reducer, Schedule, Scores, Select, TokenMap, TokenState, reduce
@@ -146,13 +145,9 @@ def prepare_training(recipe: Recipe) -> _shared.ReductionTraining:
     Raises:
         PolytokError: see :func:`polytok.systems.vit._shared.prepare`.
     """
-    config = from_dict(EViTTuningConfig, recipe.config)
-    return _shared.prepare(recipe, lambda plain: EViTTuning(plain, config))
+    return _shared.prepare(recipe, EViTTuningConfig, EViTTuning)
 
 
 def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> EViTTuning:
     """Build the model of a run's folder and fill it with its weights."""
-    config = from_dict(EViTTuningConfig, info.config)
-    model = EViTTuning(_shared.rebuilt(config.vit), config)
-    hub.load_weights(model, folder)
-    return model.to(device).eval()
+    return _shared.loaded(folder, info, EViTTuningConfig, EViTTuning, device)

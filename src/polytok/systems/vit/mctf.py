@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytok.core import hub
-from polytok.core.config import from_dict
 from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError
 from polytok.reducers import Reducer, Schedule, Scores, TokenMap, TokenState, reduce
@@ -207,13 +206,9 @@ def prepare_training(recipe: Recipe) -> _shared.ReductionTraining:
     Raises:
         PolytokError: see :func:`polytok.systems.vit._shared.prepare`.
     """
-    config = from_dict(MCTFTuningConfig, recipe.config)
-    return _shared.prepare(recipe, lambda plain: MCTFTuning(plain, config))
+    return _shared.prepare(recipe, MCTFTuningConfig, MCTFTuning)
 
 
 def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> MCTFTuning:
     """Build the model of a run's folder and fill it with its weights."""
-    config = from_dict(MCTFTuningConfig, info.config)
-    model = MCTFTuning(_shared.rebuilt(config.vit), config)
-    hub.load_weights(model, folder)
-    return model.to(device).eval()
+    return _shared.loaded(folder, info, MCTFTuningConfig, MCTFTuning, device)

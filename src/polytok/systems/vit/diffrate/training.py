@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytok.core import hub
-from polytok.core.config import from_dict
 from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.layers import Frozen
 from polytok.reducers import applied
@@ -96,13 +95,9 @@ def prepare_training(recipe: Recipe) -> _shared.ReductionTraining:
     Raises:
         PolytokError: see :func:`polytok.systems.vit._shared.prepare`.
     """
-    config = from_dict(DiffRateTrainingConfig, recipe.config)
-    return _shared.prepare(recipe, lambda plain: DiffRateTraining(plain, config))
+    return _shared.prepare(recipe, DiffRateTrainingConfig, DiffRateTraining)
 
 
 def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> DiffRateTraining:
     """Build the search of a run's folder with the rates it found; its classifier is random."""
-    config = from_dict(DiffRateTrainingConfig, info.config)
-    model = DiffRateTraining(_shared.rebuilt(config.vit), config)
-    hub.load_weights(model, folder)
-    return model.to(device).eval()
+    return _shared.loaded(folder, info, DiffRateTrainingConfig, DiffRateTraining, device)
