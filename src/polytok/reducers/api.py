@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -21,20 +22,22 @@ from polytok.reducers.reduction import Reduction, reduction_of
 from polytok.reducers.schedule import Counts, Keep, Remove, Schedule
 from polytok.reducers.swap import Swapped, swap, unswap
 
+M = TypeVar("M", bound=nn.Module)
+
 TESTED = {"timm": ("1.0.31",), "transformers": ("5.23", "5.24")}
 
 
 def reduce(
-    model: nn.Module,
+    model: M,
     method: str | Reducer = "evit",
     *,
     keep: Keep | None = None,
     r: Remove | None = None,
     counts: Counts | None = None,
-    schedule: Schedule | str | None = None,
+    schedule: Schedule | str | Path | None = None,
     restore: Literal["none", "grid"] = "none",
     **options: Any,
-) -> nn.Module:
+) -> M:
     """Make a vision transformer process fewer tokens, in place; returns the same object.
 
     Give at most one of ``keep``, ``r``, ``counts`` and ``schedule``, see :class:`Schedule`; with
@@ -85,7 +88,7 @@ def _set(module: nn.Module, name: str, value: Any) -> None:
     module.__dict__[name] = value
 
 
-def unreduce(model: nn.Module) -> nn.Module:
+def unreduce(model: M) -> M:
     """Take a reduction away; the model is what it was.
 
     Raises:
@@ -100,9 +103,7 @@ def unreduce(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def applied(
-    model: nn.Module, method: str | Reducer = "evit", **options: Any
-) -> Iterator[nn.Module]:
+def applied(model: M, method: str | Reducer = "evit", **options: Any) -> Iterator[M]:
     """Reduce a model while the context lasts; an exception leaves it as it was too."""
     reduce(model, method, **options)
     try:
@@ -112,7 +113,7 @@ def applied(
 
 
 @contextmanager
-def paused(model: nn.Module) -> Iterator[nn.Module]:
+def paused(model: M) -> Iterator[M]:
     """The plain model while the context lasts, without taking the reduction away.
 
     Raises:

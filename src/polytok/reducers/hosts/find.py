@@ -12,7 +12,7 @@ from polytok.reducers.hosts.base import Host
 
 # The class of a model in its library -> our module and host. A host is imported when a model of
 # its family turns up, so its library is there.
-FAMILIES = {
+CLASSES = {
     ("timm", "VisionTransformer"): ("timm_vit", "TimmViT"),
     ("timm", "Eva"): ("timm_eva", "TimmEva"),
     ("transformers", "ViTModel"): ("hf_vit", "HFViT"),
@@ -71,10 +71,10 @@ def find_core(model: nn.Module) -> tuple[nn.Module, Host]:
 
 def host_of(module: nn.Module) -> Host | None:
     """The family of a module, None if it is of none."""
-    key = _known(module, FAMILIES)
+    key = _known(module, CLASSES)
     if key is None:
         return None
-    home, name = FAMILIES[key]
+    home, name = CLASSES[key]
     host: Host = getattr(importlib.import_module(f"polytok.reducers.hosts.{home}"), name)()
     return host
 
