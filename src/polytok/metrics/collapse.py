@@ -322,7 +322,9 @@ class _Findings:
             return "The inputs do not differ, so there is nothing to encode."
         few = self.delta * self.num_units
         if self.num_collapsed <= few and self.num_active >= self.num_units - few:
-            return f"No collapse: {self.num_active:,} of {self.num_units:,} units tell inputs apart."
+            return (
+                f"No collapse: {self.num_active:,} of {self.num_units:,} units tell inputs apart."
+            )
         seen = (
             f"{self.num_active:,} of {self.num_units:,} units are active and "
             f"{self.num_collapsed:,} equal the prior"
