@@ -21,7 +21,9 @@ from polytok.reducers.vlm.run import Run
 from polytok.reducers.vlm.tap import check_kernel
 from polytok.reducers.vlm.threads import run_on
 
-TESTED = ("5.23", "5.24")
+FIRST = "5.23"
+"""The first release with what reductions need."""
+TESTED = ("5.24",)
 STAGES = ("visual", "inside", "decode")
 
 
@@ -150,12 +152,13 @@ def _check_release(model: Any) -> None:
     if "mm_encoder_outputs" not in signature(model.forward).parameters:
         raise ConfigError(
             f"{type(model).__name__}.forward takes no mm_encoder_outputs; "
-            f"use transformers {TESTED[0]} or newer"
+            f"use transformers {FIRST} or newer"
         )
     release = ".".join(metadata.version("transformers").split(".")[:2])
     if release not in TESTED and release not in _CHECKED:
         _CHECKED.add(release)
         warnings.warn(
-            f"transformers {release} was not tested with reductions; {', '.join(TESTED)} were",
+            f"transformers {release} was not tested with reductions of VLMs; "
+            f"{', '.join(TESTED)} was",
             stacklevel=4,
         )
