@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from polytok.core.seeding import torch_rng
 from polytok.data.scenes import COLOURS, ID, KINDS, QUESTION, SHAPES, WORDS, draw_questions
 from polytok.data.scenes import draw_scenes as draw
 from polytok.networks.pretrained.optional import import_hf
+from polytok.systems.vlm.dyvte import DyVTEGates, train_gates
 
 PATCHES, QUESTIONS = 64, 8
 
@@ -140,3 +142,18 @@ def saved(path: Path, seed: int, steps: int) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, str(path))
     return model
+
+
+def trained_gates(model: Any, *, seed: int, steps: int = 300, batch: int = 32) -> DyVTEGates:
+    """Gates for the trained model, from prompts of one question each."""
+    torch.manual_seed(seed)
+    gates = DyVTEGates.like(model, inner=64)
+    rng = torch_rng(seed, "scenes", "gates")
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for _ in range(steps):
+            scenes = draw(batch, rng)
+            yield inputs_of(scenes.image, draw_questions(scenes, 1, rng)[0])
+
+    train_gates(model, gates, batches(), rng=rng, lr=1e-3)
+    return gates

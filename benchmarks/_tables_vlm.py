@@ -63,7 +63,7 @@ def scenes_table(folder: Path) -> str:
     """Accuracy of the trained subject at equal numbers of visual tokens."""
     rows = _rows("vlm_scenes", folder)
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if "mean_exit_layer" not in row))
     out = []
     for method in methods:
         found = {
@@ -72,6 +72,18 @@ def scenes_table(folder: Path) -> str:
         out.append([method, *(_spread(found[k]) if found[k] else "–" for k in keeps)])
     head = ["method", *(f"{keep} tokens" for keep in keeps)]
     return markdown(head, out) if out else markdown(["method", "accuracy"], [[MISSING, "–"]])
+
+
+def exits_table(folder: Path) -> str:
+    """Accuracy of the trained subject when its image leaves the language model early."""
+    rows = [row for row in _rows("vlm_scenes", folder) if "mean_exit_layer" in row]
+    out = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        some = [row for row in rows if row["method"] == method]
+        layers = _spread([row["mean_exit_layer"] for row in some])
+        out.append([method, layers, _spread([row["all"] for row in some])])
+    head = ["visual tokens", "mean layer after which they left (of 0..3)", "accuracy"]
+    return markdown(head, out or [[MISSING, "–", "–"]])
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -25,7 +25,7 @@ import _tables_mixture
 import _tables_reduction
 from _report import load, markdown
 from _results import RESULTS, ROOT, Row
-from _tables_vlm import glyphs_table, scenes_table, ttft_table
+from _tables_vlm import exits_table, glyphs_table, scenes_table, ttft_table
 from _tables_zett import transfer_table, tuning_table
 from polytok.core import registry
 from polytok.core.errors import PolytokError, UnknownNameError
@@ -305,6 +305,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "vlm-ttft": ttft_table,
     "vlm-glyphs": glyphs_table,
     "vlm-scenes": scenes_table,
+    "vlm-exits": exits_table,
     "tokenizer-transfer": transfer_table,
     "tokenizer-tuning": tuning_table,
 }

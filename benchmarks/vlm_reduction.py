@@ -172,12 +172,16 @@ def scenes(args: argparse.Namespace) -> None:
                 with vlm(method, **options, keep=keep).applied(model):
                     found = _scene_llava.accuracy(model, seed=0)
                 _put(results, {"seed": seed, "keep": keep, "method": name, **found})
-        for layer in range(4):
-            with vlm("dyvte", layer=layer).applied(model):
+        gates = _scene_llava.trained_gates(model, seed=seed)
+        exits = {f"none after layer {layer}": vlm("dyvte", layer=layer) for layer in range(4)}
+        exits["none after gates"] = vlm("dyvte", gates=gates)
+        for name, plan in exits.items():
+            with plan.applied(model) as run:
                 found = _scene_llava.accuracy(model, seed=0)
-            _put(
-                results, {"seed": seed, "keep": 64, "method": f"none after layer {layer}", **found}
-            )
+            # Of the last hundred prompts; one that never leaves counts as the last layer.
+            layers = [3 if layer is None else layer for layer in run.exit_layers]
+            row = {"seed": seed, "keep": 64, "method": name, **found}
+            _put(results, {**row, "mean_exit_layer": sum(layers) / len(layers)})
 
 
 def _put(results: Results, row: dict[str, Any]) -> None:

@@ -45,6 +45,10 @@ def test_the_scenes_model_trains_is_kept_and_asked(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )
+    gates = scenes.trained_gates(again, seed=0, steps=1, batch=4)
+    with parts["vlm_reduction"].vlm("dyvte", gates=gates).applied(again) as run:
+        scenes.accuracy(again, seed=0, scenes=10)
+    assert len(run.exit_layers) == 10
     found = scenes.accuracy(again, seed=0, scenes=100)
     assert set(found) == {"all", *scenes.KINDS} and 0 <= found["all"] <= 1
 
@@ -67,7 +71,7 @@ def test_the_subject_is_the_one_that_the_protocol_names(
 
 def test_tables_show_what_is_there(parts: dict[str, ModuleType], tmp_path: Path) -> None:
     tables = parts["_tables_vlm"]
-    makers = (tables.ttft_table, tables.glyphs_table, tables.scenes_table)
+    makers = (tables.ttft_table, tables.glyphs_table, tables.scenes_table, tables.exits_table)
     assert all("not measured yet" in make(tmp_path) for make in makers)
 
     def write(name: str, rows: list[dict[str, Any]]) -> None:
@@ -78,12 +82,15 @@ def test_tables_show_what_is_there(parts: dict[str, ModuleType], tmp_path: Path)
     row = {"dtype": "fp32", "method": "fastervlm", "reduced_seconds": 1.0, "flop_ratio": 2.5}
     write("vlm_ttft", [{**row, **timing, **dict.fromkeys(costs, 3.0)}])
     write("vlm_glyphs", [{"seed": s, "keep": 8, "exact": 1.0, "random": s / 8} for s in (0, 2)])
-    write("vlm_scenes", [{"seed": 0, "keep": 8, "method": "random", "all": 0.5}])
+    row = {"seed": 0, "keep": 8, "method": "random", "all": 0.5}
+    write("vlm_scenes", [row, {**row, "method": "gates", "mean_exit_layer": 1.5}])
     assert "| fp32 | fastervlm | 2.00 → 1.00 s | 2.00x (2.00..2.00) | 2.50x |" in (
         tables.ttft_table(tmp_path)
     )
     assert "| random | 0.125 (0.000..0.250) |" in tables.glyphs_table(tmp_path)
     assert "| random | 0.500 |" in tables.scenes_table(tmp_path)
+    assert "gates" not in tables.scenes_table(tmp_path)
+    assert "| gates | 1.500 | 0.500 |" in tables.exits_table(tmp_path)
 
 
 def test_pairs_are_timed_in_turn(parts: dict[str, ModuleType]) -> None:

@@ -340,8 +340,8 @@ def _hide(mask: Tensor, seen: Tensor) -> Tensor:
     return mask.masked_fill(hidden, fill)
 
 
-def cache_of(options: dict[str, Any]) -> Any:
-    """The cache among a layer's options, under the name of this or of older releases."""
+def cache_of(options: Mapping[str, Any]) -> Any:
+    """The cache among the options of a model or layer, by the name of any release."""
     found = options.get("cache")
     return options.get("past_key_values") if found is None else found
 

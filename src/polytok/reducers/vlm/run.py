@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from polytok.core.errors import ConfigError, SignalError
-from polytok.reducers.vlm.cut import Cutter
-from polytok.reducers.vlm.hosts.base import cache_name
+from polytok.reducers.vlm.cut import Cutter, cache_of
 from polytok.reducers.vlm.reduction import untouched
 from polytok.reducers.vlm.report import Report, with_layers
 from polytok.reducers.vlm.threads import enter, leave, run_on, unwrap, wrap
@@ -102,7 +101,7 @@ class Run:
     def _check_generation(self, options: Mapping[str, Any]) -> None:
         if options.get("input_ids") is None:
             raise SignalError("a plan needs input_ids, as the processor returns them")
-        if options.get(cache_name(self.model)) is not None:
+        if cache_of(options) is not None:
             raise ConfigError(
                 "a prompt that goes on with a cache cannot be shortened; pass the whole "
                 "conversation without a cache"
@@ -140,10 +139,10 @@ class Run:
     def _before_forward(self, model: Any, args: tuple[Any, ...], options: Any) -> Any:
         if run_on(model) is not self:
             return None
-        bound = signature(model.forward).bind_partial(*args, **options)
-        inputs = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        inputs.pop("kwargs", None)
-        cache = inputs.get(cache_name(model))
+        inputs = dict(options)
+        if args:  # looking names up takes longer than a hook should
+            inputs |= signature(model.forward).bind_partial(*args).arguments
+        cache = cache_of(inputs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_step(inputs)
             return None
