@@ -101,6 +101,7 @@ SYSTEMS: dict[str, System] = {
             presets=(
                 "attention-vat-tiny",
                 "attention-vat-small",
+                "attention-vat-projection-small",
                 "attention-vat-pair-small",
                 "attention-vat",
                 "attention-vat-pair",

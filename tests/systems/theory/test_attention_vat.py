@@ -78,7 +78,7 @@ def test_the_encoder_is_torchs_packed_bidirectional_lstm() -> None:
     states, (last, _) = theirs(packed)
     wanted = pad_packed_sequence(states, batch_first=True, total_length=T)[0]
     torch.testing.assert_close(ours(words, mask), wanted)
-    torch.testing.assert_close(ours.last_state(words, mask), torch.cat(list(last), dim=-1))
+    torch.testing.assert_close(ours.summary(words, mask), torch.cat(list(last), dim=-1))
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
@@ -106,13 +106,14 @@ def test_an_additive_scorer_is_the_companion_codes_sequential() -> None:
     torch.testing.assert_close(ours(states, None), public(states)[..., 0])
 
 
+@pytest.mark.parametrize("encoder", ["lstm", "projection"])
 @pytest.mark.parametrize("scorer", ["additive", "dot"])
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_attention_is_a_distribution_over_words_and_padding_changes_nothing(
-    scorer: str, is_pair: bool
+    encoder: str, scorer: str, is_pair: bool
 ) -> None:
     model, batch = (
-        model_of(scorer=scorer, is_pair=is_pair, num_classes=3).eval(),
+        model_of(encoder=encoder, scorer=scorer, is_pair=is_pair, num_classes=3).eval(),
         batch_of(is_pair=is_pair),
     )
     inputs = {k: v for k, v in batch.items() if k != "label"}
@@ -126,6 +127,18 @@ def test_attention_is_a_distribution_over_words_and_padding_changes_nothing(
     torch.testing.assert_close(model.classify(**longer).logits, out.logits)
     alone = model.classify(**{k: v[1:2] for k, v in inputs.items()})
     torch.testing.assert_close(alone.logits[0], out.logits[1])
+
+
+def test_a_projected_state_is_that_of_its_word_alone() -> None:
+    model, batch = model_of(encoder="projection").eval(), batch_of()
+    states = model.encode(model.embed(batch), batch).states
+    tokens = batch["tokens"].clone()
+    tokens[0, 3] = 1 + (tokens[0, 3] + 4) % 59
+    changed = model.encode(model.embed(batch | {"tokens": tokens}), batch).states
+    moved = (states != changed).any(-1)
+    assert moved.nonzero().tolist() == [[0, 3]]
+    mean = model.encoder.summary(model.embed(batch), batch["mask"])
+    torch.testing.assert_close(mean[1], states[1, :3].mean(0))
 
 
 def test_a_score_perturbation_is_added_to_the_scores() -> None:

@@ -1,8 +1,8 @@
 """Virtual adversarial training on attention (arXiv 2104.08763). No official code or weights exist.
 
-A small classifier reads words with a BiLSTM and attention. While it trains, the scores of attention
-are perturbed in the direction that changes the output most, and the change is penalised; since the
-model's own output is the target, text without labels helps.
+A small classifier reads words with an encoder and attention. While it trains, the scores of
+attention are perturbed in the direction that changes the output most, and the change is penalised;
+since the model's own output is the target, text without labels helps.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ class AttentionVATConfig:
         num_classes: of the labels; two share one logit. Training sets it.
         embedding_dim, hidden_dim, attention_dim: of a word, of the LSTM in each direction, and of
             the additive scorer.
+        encoder: ``lstm``, or ``projection`` of each word by itself, whose states say nothing of
+            other words (the average encoder of Jain & Wallace 2019).
         scorer: ``additive`` (v tanh(W h + b)) or ``dot`` (w h / sqrt(2 hidden_dim)).
         is_pair: a second sequence, the query, joins the scorer.
         dropout: of words, before they are perturbed.
@@ -39,6 +41,7 @@ class AttentionVATConfig:
     embedding_dim: int = 300
     hidden_dim: int = 128
     attention_dim: int = 128
+    encoder: Literal["lstm", "projection"] = "lstm"
     scorer: Literal["additive", "dot"] = "additive"
     is_pair: bool = False
     dropout: float = 0.0
@@ -81,6 +84,7 @@ PRESETS: dict[str, AttentionVATConfig] = {
         SMALL, vocab_size=60, embedding_dim=8, hidden_dim=8, attention_dim=8
     ),
     "attention-vat-small": SMALL,
+    "attention-vat-projection-small": override(SMALL, encoder="projection"),
     "attention-vat-pair-small": override(SMALL, is_pair=True),
     "attention-vat": BASE,
     "attention-vat-pair": override(BASE, is_pair=True),

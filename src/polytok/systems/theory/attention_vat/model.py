@@ -1,4 +1,4 @@
-"""The classifier: words -> BiLSTM -> attention -> class, and its regulariser."""
+"""The classifier: words -> encoder -> attention -> class, and its regulariser."""
 
 from __future__ import annotations
 
@@ -94,15 +94,35 @@ class BiLSTM(nn.Module):
         back = self.back(words.take_along_dim(turned, 1))[0].take_along_dim(turned, 1)
         return torch.cat([self.ahead(words)[0], back], dim=-1) * mask[..., None]
 
-    def last_state(self, words: Tensor, mask: Tensor) -> Tensor:
+    def summary(self, words: Tensor, mask: Tensor) -> Tensor:
         """What both have read at their ends, (B, 2 hidden_dim)."""
         ahead, back = self(words, mask).chunk(2, dim=-1)
         end = mask.sum(1)[:, None, None] - 1
         return torch.cat([ahead.take_along_dim(end, 1)[:, 0], back[:, 0]], dim=-1)
 
 
+class Projection(nn.Module):
+    """relu(W e_t + b) for every word by itself."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(dim, 2 * hidden_dim)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        """States (B, T, 2 hidden_dim) of words (B, T, dim); 0 on padding."""
+        return self.out(words).relu() * mask[..., None]
+
+    def summary(self, words: Tensor, mask: Tensor) -> Tensor:
+        """The mean state, (B, 2 hidden_dim)."""
+        return self(words, mask).sum(1) / mask.sum(1, keepdim=True)
+
+
+Encoder = BiLSTM | Projection
+ENCODERS: dict[str, type[Encoder]] = {"lstm": BiLSTM, "projection": Projection}
+
+
 class AttentionClassifier(nn.Module):
-    """BiLSTM with attention over words, for one sequence or a sequence and a query.
+    """An encoder with attention over words, for one sequence or a sequence and a query.
 
     Sources: card attention-vat 2a; Jain & Wallace 2019 (the classifiers).
     """
@@ -114,9 +134,10 @@ class AttentionClassifier(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=PADDING)
         with torch.no_grad():
             self.embedding.weight.mul_(config.embedding_std)
-        self.encoder = BiLSTM(config.embedding_dim, config.hidden_dim)
-        self.query_encoder = (
-            BiLSTM(config.embedding_dim, config.hidden_dim) if config.is_pair else None
+        encoder = ENCODERS[config.encoder]
+        self.encoder: Encoder = encoder(config.embedding_dim, config.hidden_dim)
+        self.query_encoder: Encoder | None = (
+            encoder(config.embedding_dim, config.hidden_dim) if config.is_pair else None
         )
         self.scorer = (
             AdditiveScorer(dim, config.attention_dim, is_pair=config.is_pair)
@@ -176,7 +197,7 @@ class AttentionClassifier(nn.Module):
         query = None
         if self.query_encoder is not None:
             vectors = self.embedding(batch["query"])
-            query = self.query_encoder.last_state(vectors, batch["query_mask"])
+            query = self.query_encoder.summary(vectors, batch["query_mask"])
         states = self.encoder(words, batch["mask"])
         return Encoded(states=states, scores=self.scorer(states, query), mask=batch["mask"])
 
