@@ -52,6 +52,14 @@ def compiled() -> nn.Module:
         return torch.compile(tiny_deit())
 
 
+def older_layout() -> nn.Module:
+    model = tiny_hf().vit
+    model.encoder = nn.Module()
+    model.encoder.layer = model.layers
+    del model.layers
+    return model
+
+
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("unknown model", lambda: nn.Linear(3, 3), {}, "has no vision transformer"),
     ("no model", lambda: "deit", {}, "a model is wanted, got str"),
@@ -77,6 +85,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("restore", tiny_deit, {"restore": "all"}, "neither 'none' nor 'grid'"),
     ("lists", tiny_deit, {"method": "diffrate", "prune": (9,)}, "they go together"),
     ("schedule file", tiny_deit, {"schedule": "nowhere.json"}, "nowhere.json"),
+    ("older layout", older_layout, {}, "elsewhere than in transformers 5, which works"),
     ("kernel", lambda: flash(tiny_hf()), {"method": "tome"}, "takes no bias"),
 ]
 

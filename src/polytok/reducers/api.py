@@ -63,9 +63,9 @@ def reduce(
     if restore not in ("none", "grid"):
         raise ConfigError(f"restore={restore!r} is neither 'none' nor 'grid'")
     name, reducer = find_method(method, **options)
+    host.check(core, model, reducer, restore)
     blocks = host.blocks(core)
     planned = schedule_of(reducer, len(blocks), keep=keep, r=r, counts=counts, schedule=schedule)
-    host.check(core, model, reducer, restore)
     if reducer.needs_cls and not host.has_class_token(core):
         raise PolytokError(
             f"{name} ranks patches by the class token, and {type(core).__name__} has none here; "

@@ -31,13 +31,16 @@ class HFHost(Host):
     library = "transformers"
 
     def check(self, core: Any, root: Any, reducer: Reducer, restore: str) -> None:
-        for layer in self.blocks(core):
-            parts = ("q_proj", "k_proj", "v_proj", "o_proj")
-            if not all(hasattr(layer.attention, name) for name in parts):
-                raise PolytokError(
-                    f"{type(layer).__name__} keeps its projections elsewhere than transformers 5 "
-                    "does; transformers >= 5.0 works"
-                )
+        parts = ("q_proj", "k_proj", "v_proj", "o_proj")
+        try:
+            attentions = [layer.attention for layer in self.blocks(core)]
+        except AttributeError:
+            attentions = [None]
+        if not all(hasattr(attention, name) for attention in attentions for name in parts):
+            raise PolytokError(
+                f"{type(core).__name__} keeps its layers elsewhere than in transformers 5, "
+                "which works"
+            )
         kernel = core.config._attn_implementation
         if reducer.tracks_size and kernel not in MASKABLE:
             raise PolytokError(
