@@ -225,6 +225,20 @@ def test_no_gradient_flows_into_the_clean_output() -> None:
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
 
 
+def test_under_autocast_weights_keep_their_gradient() -> None:
+    """Weights that autocast first casts during the search still learn from the loss itself."""
+    reader, gradients = Reader(), []
+    loss, space = VirtualAdversarialLoss(eps=2.0), reader.space("vat")
+    clean = reader().detach()
+    for is_mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            loss(reader, space, clean, rng=rng()).mean().backward()
+        gradients.append(reader.head.weight.grad.clone())
+        reader.zero_grad()
+    scale = float(gradients[0].abs().max())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0.1 * scale)
+
+
 @pytest.mark.parametrize(("num_logits", "num_power"), [(1, 1), (3, 20)])
 def test_power_iterations_find_the_direction_of_largest_curvature(
     num_logits: int, num_power: int

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from polytok.cli import collapse, mixture, reduce, show
+from polytok.cli.classify import classify
 from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
 
@@ -26,6 +27,7 @@ app.add_typer(collapse.app, name="collapse")
 app.add_typer(mixture.app, name="mixture")
 app.add_typer(reduce.app, name="reduce")
 app.command()(transfer)
+app.command()(classify)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]

@@ -166,12 +166,10 @@ def worse_sign(forward: Forward, space: Space, clean: Tensor, parameters: Tensor
     To second order the divergence is even, so its gradient at a small probe finds an axis, and the
     sign is that of the probe. At lengths that saturate a softmax the two ends differ much.
     """
-    with torch.no_grad():
-        ahead, back = (
-            divergence(clean, forward(space.perturb(way * parameters))) for way in (1, -1)
-        )
-        sign = torch.where(back > ahead, -1.0, 1.0)
-        return parameters * sign.view(-1, *[1] * (parameters.ndim - 1))
+    # Not under no_grad: autocast would keep weights it casts there, and they would get no gradient.
+    ahead, back = (divergence(clean, forward(space.perturb(way * parameters))) for way in (1, -1))
+    sign = torch.where(back > ahead, -1.0, 1.0)
+    return parameters * sign.view(-1, *[1] * (parameters.ndim - 1))
 
 
 def score_space(kind: str, scores: Tensor, mask: Tensor) -> Space:

@@ -45,7 +45,6 @@ class TextClassifier:
             )
         self.model, self.vocabulary, self.name = model.eval(), vocabulary, name
 
-    @torch.inference_mode()
     def classify(
         self, texts: Sequence[str], queries: Sequence[str] | None = None
     ) -> list[Prediction]:
@@ -60,6 +59,15 @@ class TextClassifier:
         if queries is not None:
             pairs = zip(texts, queries, strict=True)
             examples = [Example(text=text, query=query) for text, query in pairs]
+        return self.predict(examples)
+
+    @torch.inference_mode()
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        """Classify examples, whatever labels they have.
+
+        Raises:
+            SignalError: a text has no words. PolytokError: queries are missing or too many.
+        """
         parts = (examples[i : i + BATCH] for i in range(0, len(examples), BATCH))
         return [found for part in parts for found in self._classify(part)]
 
