@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def classify(
     from polytok.systems.theory.attention_vat.text import read_examples
 
     examples = read_examples(source)
-    classifier = api.load(model)
+    classifier: Any = api.load(model)
     if not isinstance(classifier, TextClassifier):
         raise WeightsError(f"{model!r} is no text classifier")
     found = classifier.predict(examples)
