@@ -13,7 +13,6 @@ MISSING = "not measured yet"
 METHODS = {
     "original": "its own tokenizer",
     "zett": "hypernetwork",
-    "zett+shared": "hypernetwork, shared tokens kept",
     "fvt": "fvt: mean of a token's pieces",
     "focus": "focus: sums of shared tokens",
     "lexical": "lexical: shared tokens, the rest random",

@@ -50,9 +50,7 @@ def transfer(base: Path, out: Path, *arguments: object, tokenizer: str = "bpe.js
     return run("transfer", base / "lm", "--tokenizer", base / tokenizer, "-o", out, *arguments)
 
 
-@pytest.mark.parametrize(
-    "way", [(), ("--method", "focus"), ("--hypernet", "hypernet", "--keep-shared")]
-)
+@pytest.mark.parametrize("way", [(), ("--method", "focus"), ("--hypernet", "hypernet")])
 def test_a_folder_is_written_and_told_about(
     way: tuple[str, ...], base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

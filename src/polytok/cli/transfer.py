@@ -29,9 +29,6 @@ Language = Annotated[
     int | None, typer.Option(help="Number of the language, if the hypernetwork knows several.")
 ]
 Text = Annotated[Path | None, typer.Option(help="UTF-8 text: bits per byte before and after.")]
-Shared = Annotated[
-    bool, typer.Option("--keep-shared", help="Tokens that the model knows keep their rows.")
-]
 Resplit = Annotated[
     bool, typer.Option("--resplit", help="Split texts as GPT-2 does, not as the tokenizer.")
 ]
@@ -52,7 +49,6 @@ def transfer(
     hypernet: Network = None,
     method: Method = None,
     language: Language = None,
-    keep_shared: Shared = False,
     score: Text = None,
     resplit: Resplit = False,
     keep_normalizer: Keep = False,
@@ -83,7 +79,6 @@ def transfer(
         method=method or "fvt",
         hypernet=network,
         language=language,
-        keep_shared=keep_shared,
         resplit=resplit,
         keep_normalizer=keep_normalizer,
         whitespace=whitespace,

@@ -187,21 +187,6 @@ def test_shared_tokens_keep_their_embedding(method: str) -> None:
         torch.testing.assert_close(found[new], lm.source.input[old], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("way", ["random", "hypernet"])
-def test_shared_tokens_may_keep_their_rows(way: str) -> None:
-    lm = language_model()
-    target = zett.byte_level(fallback_bpe(), specials_of=lm.tokenizer)
-    how: dict[str, Any] = {"method": way} if way == "random" else {"hypernet": hypernet_for(lm)}
-    plain, kept = (
-        zett.initialize_embeddings(lm, target, keep_shared=keep, **how).embeddings.input
-        for keep in (False, True)
-    )
-    ids = {t.text: i for i, t in enumerate(lm.tokenizer.vocabulary.tokens)}
-    for row, token in enumerate(target.vocabulary.tokens):
-        wanted = lm.source.input[ids[token.text]] if token.text in ids else plain[row]
-        assert torch.equal(kept[row], wanted), token
-
-
 def test_other_methods_do_what_they_say() -> None:
     lm, tokens, found = initialised("mean")
     source = lm.source.input

@@ -49,7 +49,6 @@ def initialize_embeddings(
     method: str = "fvt",
     hypernet: Hypernet | None = None,
     language: int | None = None,
-    keep_shared: bool = False,
     seed: int = 0,
 ) -> Initialised:
     """Embed every token of ``target``; special tokens get the model's own rows, bit for bit.
@@ -58,7 +57,6 @@ def initialize_embeddings(
         target: a tokenizer with the special tokens of ``lm``, see :func:`byte_level`.
         method: ``fvt``, ``lexical``, ``focus``, ``mean``, ``random`` or ``unk``, without a network.
         hypernet: predicts the embeddings instead. language: of it, where it knows several.
-        keep_shared: tokens of the old vocabulary keep their rows too, whatever the method says.
 
     Raises:
         UnknownNameError: no such method.
@@ -86,8 +84,6 @@ def initialize_embeddings(
         found = predicted(hypernet, torch.from_numpy(surface), source.joined, language)
     specials = lm.tokenizer.vocabulary.specials
     special = torch.tensor([specials[t.text] if t.kind == "special" else -1 for t in tokens])
-    if keep_shared:
-        special = torch.where(special < 0, shared, special)
     return Initialised(
         embeddings=found.with_rows(special, source),
         num_shared=int((shared >= 0).sum()),
@@ -158,7 +154,6 @@ def transfer_tokenizer(
     method: str = "fvt",
     hypernet: Hypernet | None = None,
     language: int | None = None,
-    keep_shared: bool = False,
     resplit: bool = False,
     keep_normalizer: bool = False,
     whitespace: bool = False,
@@ -169,7 +164,7 @@ def transfer_tokenizer(
     Args:
         tokenizer: the new one, see :func:`load_tokenizer`; its special tokens give way to those of
             the model, which keep their names and, where they fit, their ids.
-        method, hypernet, language, keep_shared: see :func:`initialize_embeddings`.
+        method, hypernet, language: see :func:`initialize_embeddings`.
         resplit, keep_normalizer, whitespace: see :func:`byte_level`.
 
     Raises:
@@ -190,7 +185,6 @@ def transfer_tokenizer(
         method=method,
         hypernet=hypernet,
         language=language,
-        keep_shared=keep_shared,
         seed=seed,
     )
     where.write(made.embeddings)
