@@ -24,7 +24,7 @@ from polytok.reducers.swap import Swapped, swap, unswap
 
 M = TypeVar("M", bound=nn.Module)
 
-TESTED = {"timm": ("1.0.31",), "transformers": ("5.23", "5.24")}
+TESTED = {"timm": ("1.0.31",), "transformers": ("4.57", "5.23", "5.24")}
 
 
 def reduce(
@@ -97,7 +97,7 @@ def unreduce(model: M) -> M:
     reduction_of(model)
     for module in [m for m in model.modules() if isinstance(m, Swapped)]:
         unswap(module)
-        for name in ("reduction", "reduction_layer"):
+        for name in ("reduction", "reduction_layer", "prefix"):
             module.__dict__.pop(name, None)
     return model
 

@@ -20,6 +20,10 @@ class Host(ABC):
 
     library: ClassVar[str]
 
+    def fits(self, core: nn.Module) -> bool:
+        """Whether a model of the right class is laid out as this host knows it."""
+        return True
+
     @abstractmethod
     def check(self, core: nn.Module, root: nn.Module, reducer: Reducer, restore: str) -> None:
         """Refuse a model of the family that cannot be reduced as is.
@@ -113,7 +117,12 @@ class Host(ABC):
         """
 
     def resume(
-        self, plain: Callable[..., Tensor], x: Tensor, native: dict[str, Any], state: TokenState
+        self,
+        block: nn.Module,
+        plain: Callable[..., Tensor],
+        x: Tensor,
+        native: dict[str, Any],
+        state: TokenState,
     ) -> Tensor:
         """A whole block on reduced tokens: its own forward with their sizes and positions."""
         bias = state.bias()

@@ -10,15 +10,15 @@ from torch import nn
 from polytok.core.errors import PolytokError
 from polytok.reducers.hosts.base import Host
 
-# The class of a model in its library -> our module and host. A host is imported when a model of
-# its family turns up, so its library is there.
+# The class of a model in its library -> our hosts, of which the first that fits is taken. They are
+# imported when a model of the family turns up, so its library is there.
 CLASSES = {
-    ("timm", "VisionTransformer"): ("timm_vit", "TimmViT"),
-    ("timm", "Eva"): ("timm_eva", "TimmEva"),
-    ("transformers", "ViTModel"): ("hf_vit", "HFViT"),
-    ("transformers", "DeiTModel"): ("hf_vit", "HFViT"),
-    ("transformers", "Dinov2Model"): ("hf_dinov2", "HFDinov2"),
-    ("transformers", "Dinov2WithRegistersModel"): ("hf_dinov2", "HFDinov2"),
+    ("timm", "VisionTransformer"): ("timm_vit.TimmViT",),
+    ("timm", "Eva"): ("timm_eva.TimmEva",),
+    ("transformers", "ViTModel"): ("hf_vit.HFViT", "hf4.HF4ViT"),
+    ("transformers", "DeiTModel"): ("hf_vit.HFViT", "hf4.HF4ViT"),
+    ("transformers", "Dinov2Model"): ("hf_dinov2.HFDinov2", "hf4.HF4Dinov2"),
+    ("transformers", "Dinov2WithRegistersModel"): ("hf_dinov2.HFDinov2", "hf4.HF4Dinov2"),
 }
 
 WORKING = "timm VisionTransformer and Eva, transformers ViT, DeiT and DINOv2 models work"
@@ -74,9 +74,14 @@ def host_of(module: nn.Module) -> Host | None:
     key = _known(module, CLASSES)
     if key is None:
         return None
-    home, name = CLASSES[key]
-    host: Host = getattr(importlib.import_module(f"polytok.reducers.hosts.{home}"), name)()
-    return host
+    hosts = [_host(path) for path in CLASSES[key]]
+    return next((host for host in hosts if host.fits(module)), hosts[0])
+
+
+def _host(path: str) -> Host:
+    home, name = path.split(".")
+    made: Host = getattr(importlib.import_module(f"polytok.reducers.hosts.{home}"), name)()
+    return made
 
 
 def _known(module: nn.Module, table: Mapping[tuple[str, str], object]) -> tuple[str, str] | None:

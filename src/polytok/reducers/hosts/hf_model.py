@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,25 @@ class HFHost(Host):
     """What the transformers families share: separate projections, attention by configuration."""
 
     library = "transformers"
+    projections: ClassVar[tuple[str, str, str]] = ("q_proj", "k_proj", "v_proj")
+    dropout: ClassVar[str] = "attention_dropout"
+
+    def attention(self, block: Any) -> Any:
+        """The module that has the projections."""
+        return block.attention
+
+    def fits(self, core: Any) -> bool:
+        try:
+            attentions = [self.attention(block) for block in self.blocks(core)]
+        except AttributeError:
+            return False
+        return all(hasattr(a, name) for a in attentions for name in self.projections)
 
     def check(self, core: Any, root: Any, reducer: Reducer, restore: str) -> None:
-        parts = ("q_proj", "k_proj", "v_proj", "o_proj")
-        try:
-            attentions = [layer.attention for layer in self.blocks(core)]
-        except AttributeError:
-            attentions = [None]
-        if not all(hasattr(attention, name) for attention in attentions for name in parts):
+        if not self.fits(core):
             raise PolytokError(
-                f"{type(core).__name__} keeps its layers elsewhere than in transformers 5, "
-                "which works"
+                f"{type(core).__name__} keeps its layers elsewhere than in transformers 5 and "
+                "4.50 to 4.57, which work"
             )
         kernel = core.config._attn_implementation
         if reducer.tracks_size and kernel not in MASKABLE:
@@ -78,20 +86,22 @@ class HFHost(Host):
         return _pair(core.embeddings.patch_embeddings.image_size)
 
     def query_key(self, block: Any, y: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-        attn = block.attention
-        count = attn.num_attention_heads
-        return heads(attn.q_proj(y), count), heads(attn.k_proj(y), count)
+        return self._projected(block, y, 0), self._projected(block, y, 1)
 
     def value(self, block: Any, y: Tensor) -> Tensor:
-        return heads(block.attention.v_proj(y), block.attention.num_attention_heads)
+        return self._projected(block, y, 2)
+
+    def _projected(self, block: Any, y: Tensor, number: int) -> Tensor:
+        attn = self.attention(block)
+        return heads(getattr(attn, self.projections[number])(y), attn.num_attention_heads)
 
     def scale(self, block: Any) -> float:
-        return float(block.attention.scaling)
+        return float(self.attention(block).scaling)
 
     def attend(self, block: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        attn = block.attention
+        attn = self.attention(block)
         bias = None if bias is None else bias.to(q.dtype)
-        drop = attn.attention_dropout if attn.training else 0.0
+        drop = getattr(attn, self.dropout) if attn.training else 0.0
         kernel = attn.config._attn_implementation
         if kernel == "eager":
             logits = q @ k.transpose(-2, -1) * attn.scaling
@@ -138,11 +148,7 @@ class ReducedHF(SavesReduction):
             return plain(*args, **kwargs)
         # Behind the pixels and the masked positions, a tensor is the mask.
         refuse_mask(kwargs.get("attention_mask"), *(a for a in args[2:] if isinstance(a, Tensor)))
-        if kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
-            raise PolytokError(
-                "a reduced model has no attention maps to return; polytok.reducers.trace says what "
-                "is kept, and polytok.reducers.paused(model) gives the plain model"
-            )
+        refuse_maps(self.config, kwargs)
         as_dict = kwargs.pop("return_dict", getattr(self.config, "return_dict", True))
         tokens = new_pass(self, keep)
         out = plain(*args, tokens=tokens, return_dict=True, **kwargs)
@@ -151,6 +157,19 @@ class ReducedHF(SavesReduction):
             whole = [tokens.restored(y, i) for i, y in enumerate(behind)]
             out["hidden_states"] = (first, *whole, last)
         return out if as_dict else out.to_tuple()
+
+
+def refuse_maps(config: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a call that wants attention maps, which reduced blocks do not make.
+
+    Raises:
+        PolytokError: it does.
+    """
+    if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
+        raise PolytokError(
+            "a reduced model has no attention maps to return; polytok.reducers.trace says what is "
+            "kept, and polytok.reducers.paused(model) gives the plain model"
+        )
 
 
 def _pair(size: Any) -> tuple[int, int]:
