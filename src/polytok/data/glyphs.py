@@ -43,7 +43,6 @@ class GlyphCanvas:
         contrast: between the two levels of a glyph. noise: standard deviation of an empty cell; a
             glyph has noise on top that makes its energy the same.
         seed: of the glyphs themselves.
-        corner: draw glyphs into the quarter with this number only (row-major); None: anywhere.
 
     Raises:
         ConfigError: a glyph alone has more energy than an empty cell.
@@ -55,7 +54,6 @@ class GlyphCanvas:
     contrast: float = 0.9
     noise: float = 0.5
     seed: int = 0
-    corner: int | None = None
 
     def __post_init__(self) -> None:
         if self.contrast > 2 * self.noise:
@@ -66,7 +64,7 @@ class GlyphCanvas:
 
     @property
     def prototypes(self) -> Tensor:
-        """(classes, side, side), of each half of the pixels at -contrast / 2, half at contrast / 2."""
+        """(classes, side, side); half of the pixels are at contrast / 2, half at its negative."""
         rng = torch_rng(self.seed, "glyphs")
         pixels = self.side**2
         order = torch.rand(self.classes, pixels, generator=rng).argsort(-1)
@@ -76,13 +74,7 @@ class GlyphCanvas:
     def draw(self, count: int, rng: torch.Generator) -> Glyphs:
         """So many canvases; all glyphs on one differ."""
         cells = CELLS**2
-        places = torch.rand(count, cells, generator=rng)
-        if self.corner is not None:
-            row, column = torch.arange(cells) // CELLS, torch.arange(cells) % CELLS
-            half = CELLS // 2
-            inside = (row // half == self.corner // 2) & (column // half == self.corner % 2)
-            places = places + (~inside).float()
-        place = places.argsort(-1)[:, : self.most]
+        place = torch.rand(count, cells, generator=rng).argsort(-1)[:, : self.most]
         kind = torch.rand(count, self.classes, generator=rng).argsort(-1)[:, : self.most]
         how_many = torch.randint(1, self.most + 1, (count, 1), generator=rng)
         is_there = torch.arange(self.most) < how_many
