@@ -4,6 +4,7 @@ from polytok.layers.anchors import AnchorExchange
 from polytok.layers.attention import attend
 from polytok.layers.frozen import Frozen
 from polytok.layers.positions import PLANE_AXES, FourierEmbedding
+from polytok.layers.score_hook import added_scores, read_scores
 from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype, unit_gain
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "FeedForward",
     "FourierEmbedding",
     "Frozen",
+    "added_scores",
     "attend",
     "compute_dtype",
+    "read_scores",
     "unit_gain",
 ]

@@ -9,6 +9,13 @@ from polytok.metrics.collapse import (
     record_moments,
 )
 from polytok.metrics.peers import DracoFit, draco_candidates, draco_decode, draco_encode, draco_fit
+from polytok.metrics.rationale import (
+    attention_entropy,
+    average_precision,
+    kendall_tau,
+    pearson,
+    top_f1,
+)
 from polytok.metrics.sets import SetScores, chamfer_matrix, set_scores
 from polytok.metrics.shape import CONVENTIONS, ShapeReference, ShapeScores, shape_scores
 
@@ -21,6 +28,8 @@ __all__ = [
     "SetScores",
     "ShapeReference",
     "ShapeScores",
+    "attention_entropy",
+    "average_precision",
     "bootstrap_difference",
     "bootstrap_mean",
     "chamfer_matrix",
@@ -29,8 +38,11 @@ __all__ = [
     "draco_decode",
     "draco_encode",
     "draco_fit",
+    "kendall_tau",
     "measure_collapse",
+    "pearson",
     "record_moments",
     "set_scores",
     "shape_scores",
+    "top_f1",
 ]
