@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Codes", "__version__", "list_systems", "load", "open", "pack", "save", "unpack", "vlm"]
+__all__ = [
+    "Codes",
+    "__version__",
+    "list_systems",
+    "load",
+    "open",
+    "pack",
+    "reduce",
+    "save",
+    "unpack",
+    "unreduce",
+    "vlm",
+]
 
 _HOMES = {
     "Codes": "polytok.core.contracts",
