@@ -65,7 +65,14 @@ KINDS, WORD_KINDS = ("random", "at", "vat", "ivat"), ("at", "vat")
 LSTM_KINDS = ("vanilla", "at", "vat", "ivat")
 EPS = {"attention": (0.3, 1.0, 3.0, 10.0), "words": (0.3, 1.0, 3.0)}
 ATTACKS = (1.0, 2.0, 4.0, 8.0, 16.0)
-PROBES = (0.3, 1.0, 3.0, 10.0)
+# eps, xi and power iterations. At 10 a softmax is saturated, and a longer probe sees more of it.
+PROBES = {
+    "0.3": (0.3, 0.1, 1),
+    "1": (1.0, 0.1, 1),
+    "3": (3.0, 0.1, 1),
+    "10": (10.0, 0.1, 1),
+    "10, probe 10, 4 iterations": (10.0, 10.0, 4),
+}
 IMPORTANCES: tuple[ev.Importance, ...] = ("gradient", "gradient_fixed", "onehot", "onehot_fixed")
 SAMPLES, LABELLED_SHARE = 20_000, 0.25
 BASE = override(preset("attention-vat-small"), vocab_size=8_000, dropout=0.3)
@@ -202,6 +209,7 @@ PROTOCOL = {
     "vectors": f"positive PMI within {NEAR} words, {BASE.embedding_dim} singular vectors",
     "eps": EPS,
     "attacks": ATTACKS,
+    "probes": PROBES,
     "importances": IMPORTANCES,
 }
 
@@ -244,7 +252,13 @@ def trained(
     return model, best, Validation(task.test, vocabulary).batches
 
 
-def measured(model: AttentionClassifier, test: list[Batch], seed: int) -> Row:
+def shifts(model: AttentionClassifier, test: list[Batch], loss: VirtualAdversarialLoss) -> Tensor:
+    """KL by test example under a kind of perturbation."""
+    rng = torch_rng(0, loss.kind)
+    return torch.cat([ev.shift(model, batch, loss, rng=rng) for batch in test])
+
+
+def measured(model: AttentionClassifier, test: list[Batch]) -> Row:
     """Everything that is reported about a trained model."""
     row: Row = {"accuracy": ev.accuracy(model, test)}
     row["robust"] = [ev.accuracy(model, test, eps=eps) for eps in ATTACKS]
@@ -256,23 +270,15 @@ def measured(model: AttentionClassifier, test: list[Batch], seed: int) -> Row:
         attention = [ev.classified(model, b).attention for b in test]
     pairs = zip(attention, test, strict=True)
     row["entropy"] = float(torch.cat([attention_entropy(a, b["mask"]) for a, b in pairs]).mean())
-    for eps in PROBES:
+    for name, (eps, xi, num_power) in PROBES.items():
         worst, chance = (
-            torch.cat(
-                [
-                    ev.shift(
-                        model,
-                        batch,
-                        VirtualAdversarialLoss(kind=kind, eps=eps),
-                        rng=torch_rng(seed, kind, i),
-                    )
-                    for i, batch in enumerate(test)
-                ]
+            shifts(
+                model, test, VirtualAdversarialLoss(kind=kind, eps=eps, xi=xi, num_power=num_power)
             )
             for kind in ("vat", "random")
         )
-        row[f"above_random_{eps:g}"] = float((worst > chance).float().mean())
-        row[f"ratio_{eps:g}"] = float(worst.mean() / chance.mean())
+        row[f"above_random_{name}"] = float((worst > chance).float().mean())
+        row[f"ratio_{name}"] = float(worst.mean() / chance.mean())
     return row
 
 
@@ -289,7 +295,7 @@ def work(stage: str, arm: Arm, texts: dict[str, list[str]], seed: int) -> Row:
         "val_accuracy": best.accuracy,
     }
     row["cpu_seconds"] = time.process_time() - start
-    return row | measured(model, test, seed) if stage == "final" else row
+    return row | measured(model, test) if stage == "final" else row
 
 
 def run_name(stage: str, arm: Arm, seed: int) -> str:
