@@ -14,18 +14,18 @@ from polytok.systems.text import zett
 
 pytestmark = [pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(3600)]
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-STAGES = [{"name": "identity", "samples": 200}, {"name": "transfer", "samples": 400}]
+STAGES = [{"name": "identity", "samples": 150}, {"name": "transfer", "samples": 300}]
 
 
 @pytest.fixture(scope="module")
 def benchmark(data_dir: Path) -> Iterator[ModuleType]:
-    """The benchmark with a sixth of its budget."""
+    """The benchmark with a fraction of its budget."""
     if not (data_dir / "text" / "text.zip").is_file():
         pytest.skip(f"{data_dir / 'text' / 'text.zip'} is missing")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         module = importlib.import_module("tokenizer_transfer")
-        patch.setattr(module, "LM_STEPS", 800)
+        patch.setattr(module, "LM_STEPS", 600)
         patch.setattr(module, "NUM_PIECES", 400)
         yield module
 

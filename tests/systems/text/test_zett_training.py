@@ -15,8 +15,10 @@ from polytok.core.seeding import torch_rng
 from polytok.systems import api
 from polytok.systems.text import zett
 from polytok.systems.text.zett.training import STAGES, TransferSampling, TransferSource, read_texts
+from polytok.training import Recipe
 from systems.text.zett_models import TEXTS, language_model
 
+RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "zett").glob("*.toml"))
 SAMPLING: dict[str, Any] = {
     "num_texts": 3,
     "num_tokens": 24,
@@ -190,6 +192,16 @@ def test_a_run_trains_saves_resumes_and_loads(tmp_path: Path) -> None:
         assert torch.equal(value, two.state_dict()[key]), key
     assert isinstance(api.load(whole), zett.Hypernet)
     assert '"lm"' in (whole / "metrics.jsonl").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_read_and_name_stages_and_presets(path: Path) -> None:
+    found = Recipe.read(path)
+    assert [stage.name for stage, _ in found.plan(STAGES)] == ["identity", "transfer"]
+    override(zett.preset(found.preset), **found.config)
+    sampling = from_dict(TransferSampling, found.sampling)
+    assert sampling.tokenizer.size_max >= sampling.tokenizer.size_min
+    assert path.stem != "gpt2" or sampling == TransferSampling()
 
 
 def test_runs_that_cannot_start_say_why(tmp_path: Path) -> None:
