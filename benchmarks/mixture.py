@@ -304,7 +304,7 @@ def main() -> None:
                 "mixture_known",
                 {
                     "texts": TEXTS,
-                    "training": f"{TRAIN_BYTES:,} bytes in blocks of 32 KB from a random half of "
+                    "training": f"{TRAIN_BYTES:,} bytes in blocks of 8 KB from a random half of "
                     "each text, repeated where that is less; shares from a flat Dirichlet",
                     "samples": f"the other half of each text, in {PARTS} parts",
                     "solver": f"relative gap {CONFIG.relative_gap}, {RESAMPLES} resamples",

@@ -25,7 +25,7 @@ from polytok.systems.text.data_mixture_inference.samples import (
     read,
 )
 
-_BLOCK = 32768
+_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def synthesize(
 ) -> Synthesis:
     """Train a byte-level BPE tokenizer on a mixture of categories, on half of each one's text.
 
-    Every category is cut into blocks of 32 KB at line ends; a random half trains, over and over
+    Every category is cut into blocks of 8 KB at line ends; a random half trains, over and over
     where more is wanted than there is, and the other half makes the samples.
 
     Args:
@@ -127,7 +127,7 @@ def is_byte_rules(rules: Rules) -> bool:
 
 
 def _blocks(category: Category) -> Category:
-    """The same text in parts of about 32 KB."""
+    """The same text in parts of about 8 KB."""
     slices = [
         Slice(s.path, low, min(low + _BLOCK, s.stop))
         for part in category.parts
