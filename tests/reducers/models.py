@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers.families import FAMILIES, Family
 
 GRID = 4
+# What only the layers of transformers 5 can do is tested there.
+IS_NEWER = int(metadata.version("transformers").split(".")[0]) >= 5
 DEPTH = 4
 WIDTH = {"embed_dim": 48, "depth": DEPTH, "num_heads": 3, "num_classes": 7}
 HF_WIDTH = {

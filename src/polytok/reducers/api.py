@@ -20,7 +20,7 @@ from polytok.reducers.passes import ReducedBlock
 from polytok.reducers.reducer import Reducer
 from polytok.reducers.reduction import Reduction, reduction_of
 from polytok.reducers.schedule import Counts, Keep, Remove, Schedule
-from polytok.reducers.swap import Swapped, swap, unswap
+from polytok.reducers.swap import Swapped, check_own_forward, swap, unswap
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -66,6 +66,8 @@ def reduce(
     host.check(core, model, reducer, restore)
     blocks = host.blocks(core)
     planned = schedule_of(reducer, len(blocks), keep=keep, r=r, counts=counts, schedule=schedule)
+    for module in (core, *blocks):
+        check_own_forward(module)
     if reducer.needs_cls and not host.has_class_token(core):
         raise PolytokError(
             f"{name} ranks patches by the class token, and {type(core).__name__} has none here; "

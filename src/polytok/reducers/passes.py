@@ -65,7 +65,7 @@ class Pass:
             step = Step(self.reduction, block, plain, args, kwargs)
             x, state = step.reduce(x, state, keep)
         elif state.maps:
-            x = self.reduction.host.resume(plain, x, kwargs, state)
+            x = self.reduction.host.resume(block, plain, x, kwargs, state)
         else:
             x = plain(x, *args, **kwargs)
         self.states[layer + 1] = replace(state, layer=layer + 1)
@@ -126,7 +126,7 @@ class Step:
         scores = Scores(x, q, k, host.scale(block), bias, state.prefix)
         if not self.reduction.reducer.reuses_attention:
             x, state, _ = self._mapped(x, state, scores, keep)
-            return host.resume(self.plain, x, self.kwargs, state), state
+            return host.resume(block, self.plain, x, self.kwargs, state), state
         attention = scores.attention()
         x, state, chosen = self._mapped(x, state, scores, keep)
         y = host.norm(block, x)
@@ -141,7 +141,7 @@ class Step:
         q, k = host.query_key(block, host.norm(block, x), self._rope(state))
         scores = Scores(x, q, k, host.scale(block), bias, state.prefix)
         if state.maps:
-            scores.x = host.resume(self.plain, x, self.kwargs, state)
+            scores.x = host.resume(block, self.plain, x, self.kwargs, state)
         else:
             scores.x = self.plain(x, *self.args, **self.kwargs)
         x, state, _ = self._mapped(scores.x, state, scores, keep)

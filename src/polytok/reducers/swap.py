@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from polytok.core.errors import PolytokError
+
 
 class Swapped:
     """Base of every mixin that a class swap puts in front of a module's own class.
@@ -22,15 +24,36 @@ class Swapped:
         return _instance, (self.plain_class, type(self).__bases__[0]), self.__dict__.copy()
 
 
+def check_own_forward(module: nn.Module) -> None:
+    """Refuse a module whose instance has a forward that would hide that of any class.
+
+    Raises:
+        PolytokError: it has one.
+    """
+    own = module.__dict__.get("forward")
+    if own is not None and getattr(own, "__self__", None) is not module:
+        raise PolytokError(
+            f"{type(module).__name__} has a forward on its instance, as hooks of accelerate leave "
+            "it; a model without them works (accelerate.hooks.remove_hook_from_submodules)"
+        )
+
+
 def swap(module: nn.Module, mixin: Any) -> None:
     """Put ``mixin`` in front of the class of ``module``."""
     kind: Any = type(module)
+    _forget_forward(module)
     module.__class__ = swapped_class(kind, mixin)
 
 
 def unswap(module: Any) -> None:
     """Give a swapped module its own class back."""
+    _forget_forward(module)
     module.__class__ = module.plain_class
+
+
+def _forget_forward(module: nn.Module) -> None:
+    # Recording outputs in transformers 4 leaves the bound forward of the class on the instance.
+    module.__dict__.pop("forward", None)
 
 
 @cache
