@@ -197,6 +197,13 @@ def test_a_batch_without_labels_regularises_and_classifies_nothing() -> None:
         assert (float(losses["perturbed"].detach()) > 0) == is_used, kind
 
 
+def test_padding_that_all_share_is_cut_and_changes_no_loss() -> None:
+    model, batch = model_of(kind="ivat"), batch_of()
+    longer = {k: F.pad(v, (0, 5)) if k in ("tokens", "mask") else v for k, v in batch.items()}
+    for name, loss in step(model, batch).items():
+        torch.testing.assert_close(step(model, longer)[name], loss)
+
+
 def test_supervised_kinds_use_labelled_sentences_alone() -> None:
     model, batch = model_of(kind="at"), batch_of()
     known = batch["label"] >= 0

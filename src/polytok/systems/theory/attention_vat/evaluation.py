@@ -40,7 +40,8 @@ def word_importance(
             ``onehot`` |e_t dy / de_t|, the gradient by its one-hot code; ``_fixed`` lets none
             through the attention weights (Jain & Wallace 2019 take onehot_fixed).
     """
-    with torch.enable_grad():
+    # cuDNN has no backward of LSTMs in eval mode.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         words = model.embed(batch).detach().requires_grad_()
         encoded = model.encode(words, batch)
         if kind.endswith("_fixed"):

@@ -127,6 +127,8 @@ class AttentionClassifier(nn.Module):
     Sources: card attention-vat 2a; Jain & Wallace 2019 (the classifiers).
     """
 
+    class_weights: Tensor
+
     def __init__(self, config: AttentionVATConfig) -> None:
         super().__init__()
         self.config = config
@@ -145,9 +147,8 @@ class AttentionClassifier(nn.Module):
             else DotScorer(dim, is_pair=config.is_pair)
         )
         self.head = nn.Linear(dim, 1 if config.num_classes == 2 else config.num_classes)
-        self.register_buffer(
-            "class_weights", torch.tensor(config.class_weights or [1.0] * config.num_classes)
-        )
+        weights = torch.tensor(config.class_weights or [1.0] * config.num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.regulariser = (
             None
             if config.kind == "vanilla"
@@ -159,8 +160,6 @@ class AttentionClassifier(nn.Module):
                 picks_sign=config.picks_sign,
             )
         )
-
-    class_weights: Tensor
 
     def classify(
         self,
@@ -234,8 +233,10 @@ class AttentionClassifier(nn.Module):
 
         Args:
             batch: tokens and mask (B, T), label (B,) with -1 for no label; for pairs query and
-                query_mask (B, S) too.
+                query_mask (B, S) too. Columns of padding alone are cut off.
         """
+        self._check(batch)
+        batch = _trimmed(batch)
         words = self.embed(batch)
         encoded = self.encode(words, batch)
         out, label = self.attend(encoded), batch["label"]
@@ -286,6 +287,16 @@ class Perturbable:
 
     space: Space
     forward: Callable[[Tensor], Tensor]
+
+
+def _trimmed(batch: Batch) -> Batch:
+    """Cut the columns that are padding in every sequence."""
+    cut = dict(batch)
+    for ids, mask in (("tokens", "mask"), ("query", "query_mask")):
+        if mask in batch:
+            length = int(batch[mask].sum(1).amax())
+            cut[ids], cut[mask] = batch[ids][:, :length], batch[mask][:, :length]
+    return cut
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
