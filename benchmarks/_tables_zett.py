@@ -39,10 +39,7 @@ def transfer_table(folder: Path) -> str:
             length = next(
                 r["bytes_per_token"] for r in rows if (r["target"], r["method"]) == (target, method)
             )
-            closed = [
-                "–" if method == "original" else f"{100 * gap_closed(rows, target, b, method):.0f}%"
-                for b in ("fvt", "mean")
-            ]
+            closed = [_closed(rows, target, base, method) for base in ("fvt", "mean")]
             out.append([target, words, _spread(rows, target, method, 0), *closed, f"{length:.2f}"])
     head = ["new tokenizer", "embeddings by", "bits per byte"]
     return markdown(
@@ -64,6 +61,12 @@ def tuning_table(folder: Path) -> str:
     ]
     head = ["new tokenizer", "embeddings by", *(f"{count} steps" for count in steps)]
     return markdown(head, out or [[MISSING, "–"]])
+
+
+def _closed(rows: Sequence[Row], target: str, base: str, method: str) -> str:
+    """The gap from ``base`` that is closed; a dash for the original, and where none is."""
+    share = gap_closed(rows, target, base, method)
+    return "–" if method in ("original", base) or share < 0 else f"{100 * share:.0f}%"
 
 
 def _rows(folder: Path) -> list[Row]:
