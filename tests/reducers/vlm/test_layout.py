@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import polytok
 from polytok.core.errors import SignalError
 from polytok.reducers.vlm import Layout, Tap
 from polytok.reducers.vlm.hosts import host_of
-from reducers.vlm.models import IMAGE, NEXT_SIZES, SIZE, batch, build, single
+from reducers.vlm.models import IMAGE, NEXT_SIZES, SIZE, batch, build, padded, prompt, single
 
 MODEL = build("llava_next")
 FEATURES = torch.arange(5 * 64 * 32, dtype=torch.float32).view(5, 64, 32)
@@ -29,8 +30,25 @@ def test_sources_rebuild_the_packed_features_of_any_size(height: int, width: int
     (packed,), _ = MODEL.model.pack_image_features([features], sizes, "default", newline)
     cells = features.flatten(0, 1)[layout.source.clamp(min=0)]
     assert torch.equal(packed, torch.where(layout.source[:, None] < 0, newline, cells))
-    assert layout.others == int((layout.source < 0).sum()) > 0
+    assert layout.others == int((layout.source < 0).sum())
     assert sum(layout.capacity) + layout.others == layout.tokens
+    boxes = layout.boxes(torch.arange(layout.tokens))
+    assert torch.equal(boxes.isnan().any(-1), layout.source < 0)
+    assert bool((boxes.nan_to_num(0.5) >= 0).all() and (boxes.nan_to_num(0.5) <= 1).all())
+
+
+def test_a_picture_so_narrow_that_only_its_thumbnail_is_left() -> None:
+    sizes = torch.tensor([[8, 129]])
+    layout = host_of(MODEL).layouts(MODEL, {"image_sizes": sizes})[0]
+    assert layout.capacity == (64, 0, 0) and layout.others == 0
+    inputs = {
+        **padded([prompt([64], 3, 0)]),
+        "pixel_values": torch.randn(1, 3, 3, SIZE, SIZE),
+        "image_sizes": sizes,
+    }
+    for name, options in (("fastervlm", {"keep": 5}), ("hired", {}), ("fastervlm", {"total": 9})):
+        _, report = polytok.vlm(name, **options).prepare(MODEL, inputs)
+        assert report.per_tile(0)[1:] == (0, 0) and report.boxes(0).isfinite().all()
 
 
 def test_layouts_of_every_family_count_its_features() -> None:

@@ -83,7 +83,8 @@ class Layout:
         else:
             is_known = tile == self.thumbnail
             found = whole
-            if self.tile_grid is not None and self.tiles > 1:
+            # A picture can be so narrow that nothing but its thumbnail is left.
+            if self.tile_grid is not None and bool((tile[at >= 0] != self.thumbnail).any()):
                 number = tile - (tile > self.thumbnail).long()
                 place = torch.stack([number % self.tile_grid[1], number // self.tile_grid[1]], -1)
                 low, size = self._window(self.tile_grid)
