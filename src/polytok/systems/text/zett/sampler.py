@@ -20,7 +20,6 @@ from polytok.systems.text.zett.vocabulary import has_run, read, whitespace_runs,
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _OFFSET = np.uint64(0xD6E8FEB86659FD93)
 
-
 BPE_USES = 8  # samples that share one BPE, which costs more than a step to train
 
 

@@ -42,6 +42,7 @@ STAGES = (
 
 VAL_SEED = 1_000_003
 CHARS_PER_TOKEN = 16
+MAX_SPELT = 1_000_000  # tokens whose spelling is remembered
 MASKED_SHARE, KEPT_SHARE, RANDOM_SHARE = 0.15, 0.1, 0.1
 
 
@@ -97,8 +98,7 @@ class TransferSource:
             raise ConfigError(f"num_languages={num_languages}, but there are {len(texts)} texts")
         self.lm, self.sampling, self.first, self.seed = lm, sampling, first, seed
         self.length, self.pad_id = length, pad_id
-        self.is_told = num_languages > 0
-        self.texts = list(texts.values()) if self.is_told else ["\n".join(texts.values())]
+        self.texts = list(texts.values()) if num_languages else ["\n".join(texts.values())]
         sizes = np.array([len(text) for text in self.texts], float) ** sampling.exponent
         self.shares = sizes / sizes.sum()
         self.samplers = [
@@ -131,6 +131,8 @@ class TransferSource:
         source = self.lm.tokenizer
         specials = source.vocabulary.specials
         size = self.sampling.tokenizer.size_max + len(specials)
+        if len(self._rows) > MAX_SPELT:
+            self._rows.clear()
         surface = np.full((size, self.length), self.pad_id, np.int64)
         special = np.full(size, -1, np.int64)
         for index, token in enumerate(tokenizer.vocabulary.tokens):
@@ -234,7 +236,6 @@ def of_language_model(
     model = Zett(config, lm.model)
     if recipe.init:
         hub.load_weights(model, api.find_weights(recipe.init)[0])
-
     stage = recipe.stages[0]
     first = stage.samples if stage.name == "identity" else 0
 
