@@ -63,7 +63,7 @@ NUM_FUNCTION_WORDS, WINDOW = 200, 8
 NEAR, LENGTH = 4, 1.6
 KINDS, WORD_KINDS = ("random", "at", "vat", "ivat"), ("at", "vat")
 LSTM_KINDS = ("vanilla", "at", "vat", "ivat")
-EPS = {"attention": (0.3, 1.0, 3.0, 10.0), "words": (0.3, 1.0, 3.0)}
+EPS = {"attention": (0.3, 1.0, 3.0, 10.0, 30.0), "words": (0.3, 1.0, 3.0, 10.0)}
 ATTACKS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # eps, xi and power iterations. At 10 a softmax is saturated, and a longer probe sees more of it.
 PROBES = {
