@@ -234,13 +234,12 @@ def trained(
 ) -> tuple[AttentionClassifier, Best, list[Batch]]:
     """Train an arm; returns it with its best weights, its validation, and the test batches."""
     task = Task.draw(texts, seed)
-    known = [*task.labelled, *task.unlabelled]
-    vocabulary = Vocabulary.build(known, size=BASE.vocab_size, min_count=2, max_length=WINDOW)
+    vocabulary = words_of(task)
     config = override(BASE, **asdict(arm))
     config = fitted(config, vocabulary, task.labelled)
     torch.manual_seed(seed)
     model = AttentionClassifier(config)
-    start_from(model, vectors(vocabulary, known))
+    start_from(model, vectors(vocabulary, [*task.labelled, *task.unlabelled]))
     source = TextSource(
         task.labelled, task.unlabelled, vocabulary, labelled_share=LABELLED_SHARE, seed=seed
     )
@@ -332,12 +331,25 @@ def chosen(rows: Sequence[Row]) -> list[Arm]:
 
 
 def write(texts: dict[str, list[str]], folder: Path) -> None:
-    """Write the task of seed 0 as files that ``recipes/attention_vat`` names."""
+    """Write the task of seed 0 as files that ``recipes/attention_vat`` names, and its vectors."""
     task = Task.draw(texts, 0)
     for name in ("labelled", "val", "test"):
         lines = [f"{e.label}\t{e.text}\n" for e in getattr(task, name)]
         write_text(folder / f"{name}.tsv", "label\ttext\n" + "".join(lines))
     write_text(folder / "unlabelled.txt", "".join(e.text + "\n" for e in task.unlabelled))
+    vocabulary = words_of(task)
+    table = vectors(vocabulary, [*task.labelled, *task.unlabelled])
+    lines = [
+        " ".join([vocabulary.words[i], *(f"{x:.5f}" for x in vector.tolist())]) + "\n"
+        for i, vector in table.items()
+    ]
+    write_text(folder / "vectors.vec", f"{len(table)} {BASE.embedding_dim}\n" + "".join(lines))
+
+
+def words_of(task: Task) -> Vocabulary:
+    """The words that occur twice in the training windows."""
+    known = [*task.labelled, *task.unlabelled]
+    return Vocabulary.build(known, size=BASE.vocab_size, min_count=2, max_length=WINDOW)
 
 
 def main(argv: list[str] | None = None) -> None:

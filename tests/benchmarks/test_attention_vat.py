@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from polytok.core.errors import PolytokError
-from polytok.systems.theory.attention_vat.text import Vocabulary, read_examples
+from polytok.systems.theory.attention_vat.text import Vocabulary, read_examples, read_vectors
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -76,6 +76,11 @@ def test_parts_are_disjoint_and_only_training_differs_by_seed(
     benchmark_.write(texts, tmp_path)
     assert read_examples(tmp_path / "labelled.tsv") == first.labelled
     assert read_examples(tmp_path / "unlabelled.txt") == first.unlabelled
+    vocabulary = benchmark_.words_of(first)
+    found = read_vectors(tmp_path / "vectors.vec", vocabulary.words, benchmark_.BASE.embedding_dim)
+    wanted = benchmark_.vectors(vocabulary, [*first.labelled, *first.unlabelled])
+    assert found.keys() == wanted.keys()
+    assert max(float((found[i] - wanted[i]).abs().max()) for i in found) < 1e-5
 
 
 def test_vectors_tell_languages_apart(benchmark_: ModuleType, texts: dict[str, list[str]]) -> None:

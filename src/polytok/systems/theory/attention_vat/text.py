@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -122,8 +123,7 @@ class Vocabulary:
         words = words_of(text)[: self.max_length]
         if not words:
             raise SignalError(f"{text[:40]!r} has no words")
-        index = self._index
-        return [index.get(word, 1) for word in words]
+        return [self._index.get(word, 1) for word in words]
 
     def label_id(self, label: str) -> int:
         """The number of a class.
@@ -171,11 +171,9 @@ class Vocabulary:
         except (OSError, ValueError) as error:
             raise WeightsError(f"cannot read {path}: {one_line(error)}") from error
 
-    @property
+    @cached_property
     def _index(self) -> dict[str, int]:
-        if "index" not in self.__dict__:
-            self.__dict__["index"] = {word: i for i, word in enumerate(self.words)}
-        return self.__dict__["index"]
+        return {word: i for i, word in enumerate(self.words)}
 
 
 def _padded(ids: list[int], length: int) -> tuple[Tensor, Tensor]:

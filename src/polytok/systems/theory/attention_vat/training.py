@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +77,6 @@ class TextSource:
         }
         self.share = labelled_share if unlabelled else 1.0
         self.seed = seed
-        self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.rows.values())
@@ -89,12 +86,10 @@ class TextSource:
         before = int(n * self.share)
         is_labelled = int((n + 1) * self.share) > before
         kind, number = ("labelled", before) if is_labelled else ("unlabelled", n - before)
-        epoch, place = divmod(number, len(self.rows[kind]))
-        row = self.rows[kind][self._order(kind, epoch)[place]]
-        return {**row, "seed": torch.tensor(derive(self.seed, "sample", n))}
-
-    def _shuffled(self, kind: str, epoch: int) -> Any:
-        return numpy_rng(self.seed, kind, epoch).permutation(len(self.rows[kind]))
+        rows = self.rows[kind]
+        epoch, place = divmod(number, len(rows))
+        order = numpy_rng(self.seed, kind, epoch).permutation(len(rows))
+        return {**rows[order[place]], "seed": torch.tensor(derive(self.seed, "sample", n))}
 
 
 @dataclass
