@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import _tables_attention_vat
 import _tables_collapse
 import _tables_mixture
 import _tables_reduction
@@ -299,6 +300,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "generation": generation_table,
     "ablations-30k": partial(ablations_table, samples="30k"),
     "ablations-10k": partial(ablations_table, samples="10k"),
+    **_tables_attention_vat.TABLES,
     **_tables_collapse.TABLES,
     **_tables_mixture.TABLES,
     **_tables_reduction.TABLES,
