@@ -27,8 +27,7 @@ def known_table(folder: Path) -> str:
     """Errors by number of merges: mean over mixtures, and the worst of them."""
     rows = _rows("mixture_known", folder)
     out = []
-    for merges in sorted({r["merges"] for r in rows}):
-        some = [r for r in rows if r["merges"] == merges]
+    for kind, some in _kinds(rows):
         tee = dict(zip((r["seed"] for r in some), efficiency_errors(some), strict=True))
         cells = [_spread([r[k] for r in some]) for k in ("log_mse", "uniform", "tc")]
         cells += [_spread(list(tee.values())), _spread([r["random"] for r in some])]
@@ -37,10 +36,18 @@ def known_table(folder: Path) -> str:
             low <= r["truth"][n] <= high for r in some for n, (low, high) in r["interval"].items()
         ]
         covered = f"{sum(inside)} of {len(inside)}"
-        out.append([f"{merges:,}", str(len(some)), *cells, f"{least:.2f}", covered])
-    head = ["merges", "mixtures", "inferred", "uniform", "TC", "TEE", "random"]
+        out.append([*kind, str(len(some)), *cells, f"{least:.2f}", covered])
+    head = ["merges", "training text", "mixtures", "inferred", "uniform", "TC", "TEE", "random"]
     head += ["least lead over uniform, TC, TEE", "truths inside the interval"]
-    return markdown(head, out or [[MISSING, *["–"] * 8]])
+    return markdown(head, out or [[MISSING, *["–"] * 9]])
+
+
+def _kinds(rows: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
+    """Rows by number of merges and size of the training text, with cells that name these."""
+    kinds: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["merges"], row["train_bytes"]), []).append(row)
+    return [([f"{m:,}", f"{b // 10**6} MB"], kinds[m, b]) for m, b in sorted(kinds)]
 
 
 def efficiency_errors(rows: Sequence[Row]) -> list[float]:
@@ -62,13 +69,12 @@ def merges_table(folder: Path) -> str:
     """Errors of shares from the first merges alone, mean over mixtures."""
     out = []
     rows = _rows("mixture_known", folder)
-    for merges in sorted({r["merges"] for r in rows}):
-        some = [r["by_merges"] for r in rows if r["merges"] == merges]
-        for used in sorted(some[0], key=int):
-            values = [by_merges[used] for by_merges in some]
-            out.append([f"{merges:,}", f"{int(used):,}", _spread(values)])
-    head = ["merges of the tokenizer", "merges used", "log10 of the mean squared error"]
-    return markdown(head, out or [[MISSING, "–", "–"]])
+    for kind, some in _kinds(rows):
+        for used in sorted(some[0]["by_merges"], key=int):
+            values = [row["by_merges"][used] for row in some]
+            out.append([*kind, f"{int(used):,}", _spread(values)])
+    head = ["merges", "training text", "merges used", "log10 of the mean squared error"]
+    return markdown(head, out or [[MISSING, *["–"] * 3]])
 
 
 def real_table(folder: Path) -> str:

@@ -58,10 +58,10 @@ CATEGORIES = ("en", "es", "ja", "pl", "python")
 CODE, FOREIGN = ("python",), ("es", "ja", "pl")
 TOKENIZERS = ("gpt-2", "gpt-3", "gpt-neox", "llama", "mistral", "claude")
 SEEDS = tuple(range(6))
-TRAIN_BYTES = 16_000_000
+TRAIN_BYTES = (4_000_000, 16_000_000)
 PARTS, RESAMPLES = 8, 10
 RANDOM_DRAWS = 200
-REAL_MERGES = 10_000
+REAL_MERGES = 1000
 SPEED_BYTES, SPEED_MERGES = 10_000_000, 10_000
 TICK = 0.1
 CONFIG = SolveConfig(relative_gap=0.02)
@@ -86,15 +86,17 @@ def _unpack(name: str, folder: Path) -> None:
         archive.extractall(folder)
 
 
-def known(results: Results, sources: Sequence[str], merges: int, seeds: Sequence[int]) -> None:
+def known(
+    results: Results, sources: Sequence[str], merges: int, total_bytes: int, seeds: Sequence[int]
+) -> None:
     """Tokenizers of known mixtures: errors of the inferred shares and of the baselines."""
     for seed in seeds:
-        case = f"{merges} merges, seed {seed}"
+        case = f"{merges} merges of {total_bytes} bytes, seed {seed}"
         if case in results.done():
             continue
         start = time.process_time()
         made = synthesize(
-            sources, num_merges=merges, total_bytes=TRAIN_BYTES, num_parts=PARTS, seed=seed
+            sources, num_merges=merges, total_bytes=total_bytes, num_parts=PARTS, seed=seed
         )
         target = target_of(made.merges)
         words = [
@@ -112,6 +114,7 @@ def known(results: Results, sources: Sequence[str], merges: int, seeds: Sequence
         ]
         row: Row = {
             "merges": merges,
+            "train_bytes": total_bytes,
             "seed": seed,
             "truth": _rounded(made.truth),
             "found": _rounded(found.byte_share),
@@ -148,11 +151,11 @@ def _rounded(shares: dict[str, float]) -> dict[str, float]:
     return {name: round(share, 5) for name, share in shares.items()}
 
 
-def real(results: Results, sources: Sequence[str], folder: Path) -> None:
+def real(results: Results, sources: Sequence[str], folder: Path, tokenizers: Sequence[str]) -> None:
     """Published tokenizers: shares of code and of other languages than English."""
     _unpack("tokenizers.zip", folder)
     categories = find_categories(sources, num_parts=PARTS)
-    for name in TOKENIZERS:
+    for name in tokenizers:
         if name in results.done():
             continue
         start = time.process_time()
@@ -192,7 +195,7 @@ def speed(results: Results, sources: Sequence[str], folder: Path) -> None:
         # Shorter texts are repeated; their lines stay whole.
         lines = (text * (SPEED_BYTES // len(text) + 1))[:SPEED_BYTES]
         (samples / f"{name}.txt").write_bytes(lines[: lines.rindex(b"\n") + 1])
-    made = synthesize(sources, num_merges=SPEED_MERGES, total_bytes=TRAIN_BYTES)
+    made = synthesize(sources, num_merges=SPEED_MERGES, total_bytes=TRAIN_BYTES[-1])
     (folder / "tokenizer.json").write_text(json.dumps(made.tokenizer_json()))
     tool = [sys.executable, "-m", "polytok", "mixture"]
     count = ["count", str(folder / "tokenizer.json"), str(samples), "-o", str(folder / "counts")]
@@ -293,6 +296,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parts", nargs="+", default=["known", "real", "speed", "plot"])
     parser.add_argument("--merges", type=int, nargs="+", default=[3000, 30_000])
+    parser.add_argument("--bytes", type=int, nargs="+", default=list(TRAIN_BYTES))
+    parser.add_argument("--tokenizers", nargs="+", default=list(TOKENIZERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--fresh", action="store_true", help="drop stored rows")
     args = parser.parse_args()
@@ -304,18 +309,19 @@ def main() -> None:
                 "mixture_known",
                 {
                     "texts": TEXTS,
-                    "training": f"{TRAIN_BYTES:,} bytes in blocks of 8 KB from a random half of "
-                    "each text, repeated where that is less; shares from a flat Dirichlet",
+                    "training": "blocks of 8 KB from a random half of each text, repeated where "
+                    "that is less than its share; shares from a flat Dirichlet distribution",
                     "samples": f"the other half of each text, in {PARTS} parts",
                     "solver": f"relative gap {CONFIG.relative_gap}, {RESAMPLES} resamples",
                     "error": "log10 of the mean over categories of squared errors of byte shares",
                     "random": f"median of {RANDOM_DRAWS} points of the simplex",
                 },
                 fresh=args.fresh,
-                keys=("merges", "seed", "case"),
+                keys=("merges", "train_bytes", "seed", "case"),
             )
             for merges in args.merges:
-                known(results, sources, merges, args.seeds)
+                for total_bytes in args.bytes:
+                    known(results, sources, merges, total_bytes, args.seeds)
         if "real" in args.parts:
             results = Results(
                 "mixture_real",
@@ -329,7 +335,7 @@ def main() -> None:
                 fresh=args.fresh,
                 keys=("tokenizer",),
             )
-            real(results, sources, folder)
+            real(results, sources, folder, args.tokenizers)
         if "speed" in args.parts:
             results = Results(
                 "mixture_speed",

@@ -36,6 +36,7 @@ class SolveConfig:
         rivals_per_merge: most new rows of one merge in a round, as in the paper.
         rows_per_round: most new rows of a round (the paper: 100).
         relative_gap: stop when the objective is known to this share of itself.
+        resample_gap: the same for resamples, whose spread is far larger.
         tolerance: share of pairs by which a rival may exceed a merge.
         max_rounds: of solving and looking for rivals.
         scale: what shares of pairs are multiplied by, to suit the solver's tolerances.
@@ -44,7 +45,8 @@ class SolveConfig:
 
     rivals_per_merge: int = 10
     rows_per_round: int = 2000
-    relative_gap: float = 0.01
+    relative_gap: float = 0.02
+    resample_gap: float = 0.05
     tolerance: float = 1e-9
     max_rounds: int = 400
     scale: float = 1e4
@@ -54,7 +56,7 @@ class SolveConfig:
         for name in ("rivals_per_merge", "rows_per_round", "max_rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"SolveConfig.{name}={getattr(self, name)} is below 1")
-        for name in ("relative_gap", "tolerance"):
+        for name in ("relative_gap", "resample_gap", "tolerance"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"SolveConfig.{name}={getattr(self, name)} is negative")
         if not self.scale > 0:
@@ -136,7 +138,7 @@ class MixtureProgram:
         rounds = self._best.rounds
         while True:
             rivals = self._rivals(num_merges)
-            self._best = self._with_gap(rivals)
+            self._best = replace(self._best, gap=self._gap(rivals, num_merges))
             if progress:
                 progress(self._told(num_merges))
             spent = self._best.rounds - rounds
@@ -193,20 +195,30 @@ class MixtureProgram:
             rounds=best.rounds + 1,
         )
 
-    def _rivals(self, num_merges: int) -> Rivals:
+    def _rivals(self, num_merges: int, raised: Floats | None = None) -> Rivals:
+        """Pairs that beat a merge in spite of all slacks, and of those ``raised`` for merges."""
         best = self._best
         thresholds = self._own @ best.shares + best.merge_slack
+        if raised is not None:
+            thresholds += raised
         thresholds[self.ledger.is_missing] = np.inf
         thresholds[num_merges:] = np.inf
         return self.ledger.rivals(
             self.mix @ best.shares, thresholds, best.pair_slack, self.config.tolerance
         )
 
-    def _with_gap(self, rivals: Rivals) -> Optimum:
-        """With the gap: raising each pair's slack by its largest excess mends every row."""
-        excess = np.zeros(len(self.ledger.pairs))
-        np.maximum.at(excess, rivals.pairs, rivals.excess)
-        return replace(self._best, gap=float(excess.sum()))
+    def _gap(self, rivals: Rivals, num_merges: int) -> float:
+        """What it costs at most to mend every row: more slack for each rival, or for its merge."""
+        by_pairs = _sum_of_largest(rivals.pairs, rivals.excess)
+        if by_pairs <= self._allowed_gap() or not len(rivals.pairs):
+            return by_pairs
+        # Where many rivals beat one merge, its own slack mends them all.
+        sums = np.bincount(rivals.steps, rivals.excess, self.ledger.num_merges)
+        largest = np.zeros(self.ledger.num_merges)
+        np.maximum.at(largest, rivals.steps, rivals.excess)
+        raised = np.where(sums > 2 * largest, largest, 0.0)
+        left = self._rivals(num_merges, raised)
+        return min(by_pairs, float(raised.sum()) + _sum_of_largest(left.pairs, left.excess))
 
     def _allowed_gap(self) -> float:
         return self.config.relative_gap * self._best.objective
@@ -237,6 +249,13 @@ class MixtureProgram:
         )
 
 
+def _sum_of_largest(places: Ints, values: Floats) -> float:
+    """Sum over places of the largest value at each."""
+    order = np.lexsort((values, places))
+    is_last = np.diff(places[order], append=-1) != 0
+    return float(values[order][is_last].sum())
+
+
 def solve_path(
     ledger: Ledger,
     config: SolveConfig,
@@ -252,7 +271,8 @@ def resampled_shares(
     program: MixtureProgram, *, draws: int, rng: np.random.Generator, progress: Progress | None
 ) -> Floats:
     """Shares of pairs (draws, K) when the parts of every category are drawn with replacement."""
-    ledger, config = program.ledger, program.config
+    ledger = program.ledger
+    config = replace(program.config, relative_gap=program.config.resample_gap)
     shares = []
     for draw in range(draws):
         again = MixtureProgram(ledger, config, ledger.mix(_drawn_parts(ledger, rng)))
