@@ -66,7 +66,8 @@ def systems_table(folder: Path) -> str:
 
 def _weights_of(system: registry.System) -> str:
     tags = [tag for tag, w in registry.WEIGHTS.items() if w.preset in system.presets]
-    return ", ".join(tags) or "none yet"
+    # Reducers and tools act on models of the user's; they have nothing to train.
+    return ", ".join(tags) or ("–" if system.kind in ("reducer", "tool") else "none yet")
 
 
 def rate_table(folder: Path) -> str:
