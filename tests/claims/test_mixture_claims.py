@@ -70,7 +70,7 @@ def test_claude_was_trained_on_more_code_than_gpt_2(
 ) -> None:
     root, code = archive("tokenizers.zip"), {}
     for name in ("gpt-2", "claude"):
-        target = target_of(read_tokenizer(root / f"{name}.json"), num_merges=2000)
+        target = target_of(read_tokenizer(root / f"{name}.json"), num_merges=1000)
         counts = [
             count_pairs([list(read(p)) for p in c.parts], target, name=c.name)
             for c in find_categories(sources, num_parts=2, max_bytes=2_000_000)
