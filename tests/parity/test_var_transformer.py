@@ -24,10 +24,10 @@ from polytok.systems.classics.var import (
     VAR,
     VARConfig,
     convert,
-    is_derived,
     key_map,
     quantizer_of,
 )
+from polytok.systems.keymap import check, to_ours
 
 pytestmark = pytest.mark.parity
 DATA = Path(__file__).parent / "data"
@@ -95,28 +95,11 @@ def test_the_key_map_covers_d16() -> None:
     official = json.loads((DATA / "var_d16_keys.json").read_text())
     config = VARConfig()
     with torch.device("meta"):
-        from polytok.generators import AdaptiveTransformer, CategoricalHead, ClassConditioner
-
-        net = AdaptiveTransformer(
-            dim=config.dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            levels=[k for k, s in enumerate(config.sides) for _ in range(s * s)],
-            num_start=1,
-            embed=torch.nn.Linear(config.code_dim, config.dim),
-        )
-        head = CategoricalHead(config.dim, config.codebook_size)
-        classes = ClassConditioner(config.num_classes, config.dim)
-    ours = {
-        f"{part}.{name}": list(tensor.shape)
-        for part, module in (("net", net), ("head", head), ("conditioner", classes))
-        for name, tensor in module.state_dict().items()
-    }
-    names = key_map(config)
-    assert set(names) == set(ours)
-    assert {names[k]: v for k, v in ours.items()} == {
-        k: v for k, v in official.items() if not is_derived(k)
-    }
+        ours = VAR(config, quantizer_of(config)).state_dict()
+        theirs = {name: torch.empty(shape) for name, shape in official.items()}
+    check(key_map(config), ours, theirs, "d16")
+    found = to_ours(key_map(config), theirs)
+    assert {k: t.shape for k, t in found.items()} == {k: t.shape for k, t in ours.items()}
 
 
 def test_tensors_of_another_model_are_refused() -> None:

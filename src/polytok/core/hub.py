@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -70,16 +71,24 @@ def save_pretrained(
         dtype: of floating-point parameters on disk, such as ``torch.bfloat16``; buffers keep
             theirs.
     """
-    from safetensors.torch import save_file
-
     parameters = {name for name, _ in module.named_parameters()}
     tensors = {
-        name: (t.to(dtype) if dtype and name in parameters else t).detach().cpu().contiguous()
+        name: t.to(dtype) if dtype and name in parameters else t
         for name, t in module.state_dict().items()
     }
-    write_info(folder, config, system=system, preset=preset)
+    return save_tensors(tensors, config, folder, system=system, preset=preset)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], config: Any, folder: StrPath, *, system: str, preset: str
+) -> str:
+    """Write a model folder of a state dict; returns the fingerprint of its weights."""
+    from safetensors.torch import save_file
+
     with atomic_path(Path(folder) / WEIGHTS) as aside:
-        save_file(tensors, aside)
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, aside)
+    # Last, because a folder is a model once it has a configuration.
+    write_info(folder, config, system=system, preset=preset)
     return fingerprint(folder)
 
 

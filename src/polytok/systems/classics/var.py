@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from polytok.bottlenecks import MultiScaleVQ
-from polytok.core.errors import WeightsError
 from polytok.generators import (
     AdaptiveTransformer,
     CategoricalHead,
@@ -26,6 +25,7 @@ from polytok.generators import (
     UnitQK,
 )
 from polytok.layers import Frozen
+from polytok.systems.keymap import KeyMap, check, row, rows, to_ours, under
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class VAR(Generator):
             dim=config.dim,
             depth=config.depth,
             num_heads=config.num_heads,
-            levels=process.levels().tolist(),
+            levels=[k for k, slots in enumerate(process.slots) for _ in range(slots)],
             num_start=process.slots[0],
             embed=nn.Linear(config.code_dim, config.dim),
             qk=UnitQK if config.attention == "unit" else QuarterQK,
@@ -84,57 +84,47 @@ def quantizer_of(config: VARConfig) -> MultiScaleVQ:
     )
 
 
-def key_map(config: VARConfig) -> dict[str, str]:
-    """Our names to the official ones; tensors are equal in shape and layout."""
-    names = {
-        "net.start": "pos_start",
-        "net.positions": "pos_1LC",
-        "net.levels.weight": "lvl_embed.weight",
-        "net.embed.weight": "word_embed.weight",
-        "net.embed.bias": "word_embed.bias",
-        "net.final.linear.weight": "head_nm.ada_lin.1.weight",
-        "net.final.linear.bias": "head_nm.ada_lin.1.bias",
-        "head.proj.weight": "head.weight",
-        "head.proj.bias": "head.bias",
-        "conditioner.embedding.weight": "class_emb.weight",
-    }
-    block = {
-        "attention.qkv.weight": "attn.mat_qkv.weight",
-        "attention.q_bias": "attn.q_bias",
-        "attention.v_bias": "attn.v_bias",
-        "attention.out.weight": "attn.proj.weight",
-        "attention.out.bias": "attn.proj.bias",
-        "mlp.up.weight": "ffn.fc1.weight",
-        "mlp.up.bias": "ffn.fc1.bias",
-        "mlp.down.weight": "ffn.fc2.weight",
-        "mlp.down.bias": "ffn.fc2.bias",
-    }
+def key_map(config: VARConfig) -> KeyMap:
+    """Rows between our tensors and the official ones, which are equal in shape and layout."""
+    found = [
+        row("net.start", "pos_start"),
+        row("net.positions", "pos_1LC"),
+        row("net.levels.weight", "lvl_embed.weight"),
+        row("conditioner.embedding.weight", "class_emb.weight"),
+        *rows(
+            {
+                "net.embed": "word_embed",
+                "net.final.linear": "head_nm.ada_lin.1",
+                "head.proj": "head",
+            }
+        ),
+    ]
+    block = [
+        row("attention.qkv.weight", "attn.mat_qkv.weight"),
+        row("attention.q_bias", "attn.q_bias"),
+        row("attention.v_bias", "attn.v_bias"),
+        *rows({"attention.out": "attn.proj", "mlp.up": "ffn.fc1", "mlp.down": "ffn.fc2"}),
+    ]
     if config.attention == "unit":
-        block["attention.qk.log_scale"] = "attn.scale_mul_1H11"
+        block.append(row("attention.qk.log_scale", "attn.scale_mul_1H11"))
     if config.modulation == "block":
-        block |= {f"modulate.linear.{k}": f"ada_lin.1.{k}" for k in ("weight", "bias")}
+        block += rows({"modulate.linear": "ada_lin.1"})
     else:
-        block["modulate.offset"] = "ada_gss"
-        names |= {f"net.shared.linear.{k}": f"shared_ada_lin.1.{k}" for k in ("weight", "bias")}
+        block.append(row("modulate.offset", "ada_gss"))
+        found += rows({"net.shared.linear": "shared_ada_lin.1"})
     for i in range(config.depth):
-        names |= {f"net.blocks.{i}.{a}": f"blocks.{i}.{b}" for a, b in block.items()}
-    return names
-
-
-def is_derived(name: str) -> bool:
-    """Whether an official tensor follows from the configuration: masks, level numbers, zeros."""
-    return name in ("lvl_1L", "attn_bias_for_masking") or name.endswith("zero_k_bias")
+        found += under(f"net.blocks.{i}.", f"blocks.{i}.", block)
+    # Masks, level numbers and zeros follow from the configuration.
+    return KeyMap(tuple(found), unread=("lvl_1L", "attn_bias_for_masking", "*zero_k_bias"))
 
 
 def convert(official: Mapping[str, Tensor], config: VARConfig) -> dict[str, Tensor]:
-    """Rename an official state dict.
+    """Our state dict from an official one.
 
     Raises:
-        WeightsError: a tensor is missing, or one is unknown.
+        WeightsError: tensors are missing, unknown or of another shape.
     """
-    names = key_map(config)
-    missing = sorted(set(names.values()) - set(official))
-    unknown = sorted(k for k in set(official) - set(names.values()) if not is_derived(k))
-    if missing or unknown:
-        raise WeightsError(f"not VAR's tensors: missing {missing[:3]}, unknown {unknown[:3]}")
-    return {ours: torch.as_tensor(official[theirs]) for ours, theirs in names.items()}
+    with torch.device("meta"):
+        own = VAR(config, quantizer_of(config)).state_dict()
+    check(key_map(config), own, official, "not VAR's")
+    return to_ours(key_map(config), official)

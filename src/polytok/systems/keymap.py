@@ -1,0 +1,200 @@
+"""Key maps: rows that tie our tensors to those of a foreign checkpoint, by operations that invert.
+
+A row read forwards loads a checkpoint, read backwards it writes one. So the names and shapes that a
+checkpoint must have follow from the model alone, and are checked before any tensor is touched.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytok.core.errors import WeightsError
+
+Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a row does: ``load`` takes their tensors to ours, ``save`` takes ours to theirs."""
+
+    load: Callable[[Tensors], Tensors]
+    save: Callable[[Tensors], Tensors]
+
+    def inverse(self) -> Op:
+        """The operation read the other way."""
+        return Op(self.save, self.load)
+
+
+SAME = Op(lambda tensors: tensors, lambda tensors: tensors)
+
+
+def split(*shares: int) -> Op:
+    """One tensor of theirs is several of ours, one after the other along its first axis.
+
+    Args:
+        shares: size of each part in parts of the sum; (1, 2) gives the first third and the rest.
+    """
+
+    def load(tensors: Tensors) -> Tensors:
+        (whole,) = tensors
+        unit = len(whole) // sum(shares)
+        # Copies, because a model file holds no memory twice.
+        return [part.clone() for part in whole.split([unit * share for share in shares])]
+
+    return Op(load, lambda tensors: [torch.cat(list(tensors))])
+
+
+def join(*shares: int) -> Op:
+    """Several tensors of theirs are one of ours; the inverse of :func:`split`."""
+    return split(*shares).inverse()
+
+
+def view(ours: Sequence[int], theirs: Sequence[int]) -> Op:
+    """The same values in the same order, under another shape; -1 stands for what is left."""
+    return Op(
+        lambda tensors: [t.reshape(*ours) for t in tensors],
+        lambda tensors: [t.reshape(*theirs) for t in tensors],
+    )
+
+
+def fresh(make: Callable[[], Tensor]) -> Op:
+    """Ours alone: running state that no checkpoint holds starts as ``make`` gives it."""
+    return Op(lambda _: [make()], lambda _: [])
+
+
+@dataclass(frozen=True)
+class Row:
+    """Our keys, their keys, and the operation between them."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    op: Op = SAME
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """All rows of a configuration; every tensor of ours stands in exactly one.
+
+    Args:
+        unread: patterns of their keys that follow from the configuration, and may be there or not.
+    """
+
+    rows: tuple[Row, ...]
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Official:
+    """What ``polytok convert`` needs of a system with official weights.
+
+    Args:
+        build: makes the model of a configuration. key_map: gives the rows of a configuration.
+        source: where the checkpoints come from.
+    """
+
+    build: Callable[[Any], nn.Module]
+    key_map: Callable[[Any], KeyMap]
+    source: str
+
+
+def row(ours: str, theirs: str, op: Op = SAME) -> Row:
+    """A row of one tensor."""
+    return Row((ours,), (theirs,), op)
+
+
+def rows(names: Mapping[str, str], parts: Iterable[str] = ("weight", "bias")) -> list[Row]:
+    """Rows of whole layers, by our name to theirs: one row per part that both have alike."""
+    return [row(f"{a}.{part}", f"{b}.{part}") for a, b in names.items() for part in parts]
+
+
+def under(ours: str, theirs: str, inner: Iterable[Row]) -> list[Row]:
+    """The rows of a part of a model, each key below the name of that part."""
+    return [
+        replace(r, ours=tuple(ours + k for k in r.ours), theirs=tuple(theirs + k for k in r.theirs))
+        for r in inner
+    ]
+
+
+def to_ours(key_map: KeyMap, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors from those of a checkpoint that :func:`check` has passed."""
+    return {
+        key: tensor
+        for r in key_map.rows
+        for key, tensor in zip(r.ours, r.op.load([theirs[k] for k in r.theirs]), strict=True)
+    }
+
+
+def to_theirs(key_map: KeyMap, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint from ours."""
+    return {
+        key: tensor
+        for r in key_map.rows
+        for key, tensor in zip(r.theirs, r.op.save([ours[k] for k in r.ours]), strict=True)
+    }
+
+
+def check(
+    key_map: KeyMap, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], what: str
+) -> None:
+    """Compare a checkpoint with what our tensors, on any device, say it must hold.
+
+    Args:
+        what: names the checkpoint and the model in the message.
+
+    Raises:
+        WeightsError: tensors are missing, unknown or of another shape; all of them are named.
+    """
+    wanted = {k: tuple(t.shape) for k, t in to_theirs(key_map, ours).items()}
+    found = {
+        k: tuple(t.shape)
+        for k, t in theirs.items()
+        if not any(fnmatch.fnmatchcase(k, pattern) for pattern in key_map.unread)
+    }
+    faults = {
+        "missing": wanted.keys() - found,
+        "unknown": found.keys() - wanted,
+        "of another shape": {
+            f"{k} {found[k]} instead of {wanted[k]}"
+            for k in wanted.keys() & found
+            if found[k] != wanted[k]
+        },
+    }
+    if any(faults.values()):
+        texts = [f"{len(v)} {k} ({', '.join(_runs(v))})" for k, v in faults.items() if v]
+        raise WeightsError(f"{what}: tensors {', '.join(texts)}")
+
+
+def _runs(names: Iterable[str]) -> list[str]:
+    """Sort names, and write those that differ in one number as one: ``layer.{0-2,5}.bias``."""
+    found = [tuple(name.split(".")) for name in names]
+    for place in range(max(map(len, found), default=0)):
+        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        kept = []
+        for parts in found:
+            if place < len(parts) and parts[place].isdecimal():
+                alike[(*parts[:place], "", *parts[place + 1 :])].append(int(parts[place]))
+            else:
+                kept.append(parts)
+        for parts, numbers in alike.items():
+            kept.append((*parts[:place], _ranges(numbers), *parts[place + 1 :]))
+        found = kept
+    return sorted(".".join(parts) for parts in found)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers as text: ``7``, ``{0-2}``, ``{0-2,5}``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"
