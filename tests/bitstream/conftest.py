@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from polytok.bitstream import SymbolReader, SymbolWriter, writer_id
+from polytok.bitstream import SymbolReader, SymbolWriter, tile_grid, writer_id
 from polytok.core.contracts import Codes, Level, TokenizerSpec
 
 SLOTS = (1, 4, 9, 16, 25, 36, 49, 64, 100)
@@ -50,6 +50,42 @@ def make_codes() -> Callable[..., Codes]:
                 "scale": torch.tensor([float(np.exp(rng.normal()))], dtype=torch.float32),
             },
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_spec() -> Callable[..., TokenizerSpec]:
+    """Return a function that makes the spec of an image tokenizer."""
+
+    def make(vocab: int, count: int, **changes: object) -> TokenizerSpec:
+        values: dict[str, object] = {
+            "modality": "image",
+            "output": "image",
+            "prefix": "tokens",
+            "levels": (Level(vocab=vocab, count=count),),
+        }
+        return TokenizerSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_codes() -> Callable[..., Codes]:
+    """Return a function that draws the code of an image of the given size and tiles."""
+
+    def make(
+        spec: TokenizerSpec,
+        size: tuple[int, int] = (640, 480),
+        tiles: int = 1,
+        seed: int = 0,
+        skew: float = 1.0,
+    ) -> Codes:
+        [level], rng = spec.levels, np.random.default_rng(seed)
+        rows, columns = tile_grid(*size, tiles)
+        ids = level.vocab * rng.random((1, (level.count or 0) * rows * columns)) ** skew
+        meta = {"size": torch.tensor([size]), "tiles": torch.tensor([tiles])}
+        return Codes(indices=(torch.from_numpy(ids.astype(np.int64)),), meta=meta)
 
     return make
 

@@ -12,6 +12,7 @@ from polytok.bitstream.container import (
     truncate,
     unpack,
 )
+from polytok.bitstream.heads import tile_grid
 from polytok.bitstream.prior import (
     SymbolModel,
     SymbolReader,
@@ -31,6 +32,7 @@ __all__ = [
     "read_header",
     "size",
     "sizes",
+    "tile_grid",
     "truncate",
     "unpack",
     "writer_id",

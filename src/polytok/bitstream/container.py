@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,45 +17,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polytok.bitstream.heads import HEADS, Head, Meta, tile_grid
 from polytok.bitstream.packing import Ids, num_bytes, pack_ids, unpack_cut, unpack_ids
 from polytok.bitstream.prior import SymbolModel, describe_writer, symbols_checksum
 from polytok.bitstream.ranging import RangeCoder, frequencies
 from polytok.core.errors import FormatError, PolytokError, WeightsError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from polytok.core.contracts import Codes, Level, TokenizerSpec
 
 MAGIC = b"PTK"
 VERSION = 1
-_PREFIX = struct.Struct("<3sB4sBB")
+_PREFIX = struct.Struct("<3sB4sB")
 _PRIOR = struct.Struct("<4sHH")
 _CHECKSUM = struct.Struct("<I")
 _RANGE_CODED, _PRIOR_CODED, _HAS_TEXT = 0x01, 0x02, 0x04
 _CODINGS = (0, _RANGE_CODED, _PRIOR_CODED, _PRIOR_CODED | _HAS_TEXT)
 _MODALITY_SHIFT = 4
+_LISTED = 12
 
 Histograms = Sequence[NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class _Field:
-    """One row of restore-units data: ``shape`` float32 values, each within [low, high]."""
-
-    name: str
-    shape: tuple[int, ...]
-    low: float
-    high: float
-
-    @property
-    def num_values(self) -> int:
-        return int(np.prod(self.shape))
-
-
-# What a decoder needs besides the ids, by modality; a modality's place is its code in the flags.
-# The bounds leave room for the restored coordinates in float32.
-_META: dict[str, tuple[_Field, ...]] = {
-    "shape": (_Field("centre", (3,), -1e30, 1e30), _Field("scale", (), 1e-30, 1e30)),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +49,11 @@ class Header:
         version: of the format.
         weights: fingerprint of the weights that made the code, 8 hex digits.
         modality: of the signal.
-        levels: number of levels present.
+        levels: number of levels present; those of an image are the tokens of a tile.
         is_range_coded: the payload is coded under the histograms of the weights.
         is_intact: the checksum agrees with the bytes.
-        meta: float32 arrays by name that restore the signal.
+        meta: arrays by name that restore the signal: ``centre`` and ``scale`` of a shape,
+            ``size`` and ``tiles`` of an image.
         prior: fingerprint of the prior that the payload is coded under, 8 hex digits, or None.
         has_text: the prior had a text.
         writer: what computed the prior's probabilities, see ``describe_writer``; or None.
@@ -82,7 +66,7 @@ class Header:
     levels: int
     is_range_coded: bool
     is_intact: bool
-    meta: Mapping[str, NDArray[np.float32]]
+    meta: Meta
     prior: str | None = None
     has_text: bool = False
     writer: int | None = None
@@ -103,6 +87,17 @@ class Header:
         """Factor from a shape's own units to normalised ones."""
         return float(self.meta["scale"])
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of an image in pixels."""
+        width, height = self.meta["size"].tolist()
+        return width, height
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tiles of an image."""
+        return tile_grid(*self.size, int(self.meta["tiles"]))
+
 
 def read_header(data: bytes) -> Header:
     """Read the fixed part of a file; the payload may be missing.
@@ -110,41 +105,7 @@ def read_header(data: bytes) -> Header:
     Raises:
         FormatError: no ``.ptk`` file, of another version, or with values that none can have.
     """
-    if len(data) < _PREFIX.size or data[:3] != MAGIC:
-        start = f" that begin with {bytes(data[:4]).hex()}" if data else ""
-        raise FormatError(f"not a .ptk file: {len(data)} bytes{start}")
-    _, version, weights, flags, levels = _PREFIX.unpack_from(data)
-    if version != VERSION:
-        raise FormatError(f"the file has .ptk version {version}; this program reads {VERSION}")
-    code = flags >> _MODALITY_SHIFT
-    if flags & 0x0F not in _CODINGS or code >= len(_META):
-        raise FormatError(f"the file has unknown flags 0x{flags:02x}")
-    if not levels:
-        raise FormatError("the file holds no level")
-    modality = list(_META)[code]
-    is_prior_coded = bool(flags & _PRIOR_CODED)
-    length = _header_size(modality)
-    needed = length + (_PRIOR.size if is_prior_coded else 0)
-    if len(data) < needed:
-        raise FormatError(f"the file ends after {len(data)} bytes, inside its header of {needed}")
-    values = np.frombuffer(data, "<f4", offset=_PREFIX.size, count=(length - 14) // 4)
-    prior, writer, symbols = None, None, None
-    if is_prior_coded:
-        name, writer, symbols = _PRIOR.unpack_from(data, length)
-        prior = name.hex()
-    return Header(
-        version=version,
-        weights=weights.hex(),
-        modality=modality,
-        levels=levels,
-        is_range_coded=bool(flags & _RANGE_CODED),
-        is_intact=data[length - 4 : length] == _checksum(data[: length - 4], data[length:]),
-        meta=_read_meta(values, modality),
-        prior=prior,
-        has_text=bool(flags & _HAS_TEXT),
-        writer=writer,
-        symbols=symbols,
-    )
+    return _parse(data)[0]
 
 
 def pack(
@@ -159,7 +120,9 @@ def pack(
 
     Args:
         codes: a batch of one, of any leading number of levels if the spec allows prefixes; its
-            ``meta`` has ``centre`` (1, 3) and ``scale`` (1,) for shapes.
+            ``meta`` has ``centre`` (1, 3) and ``scale`` (1,) for shapes, ``size`` (1, 2) and
+            ``tiles`` (1,) for images, whose indices are the first token of every tile, then the
+            second of every tile, and so on.
         spec: of the tokenizer, with a fixed count per level.
         weights: fingerprint of the tokenizer's weights, 8 hex digits.
         histograms: counts (V_k,) per level that belong to the weights; with them the payload is
@@ -169,8 +132,8 @@ def pack(
     Raises:
         PolytokError: the codes do not fit the spec, or the prior does not decode what it coded.
     """
-    ids = _ids_of(codes, spec)
-    data = _write(ids, _meta_of(codes, spec.modality), spec, weights, histograms, prior)
+    ids, meta = _parts_of(codes, spec)
+    data = _write(ids, meta, spec, weights, histograms, prior)
     return _proven(data, ids, prior)
 
 
@@ -203,7 +166,7 @@ def unpack(
 
     header, ids = _read(data, spec, weights, histograms, prior, partial)
     return Codes(
-        indices=tuple(torch.from_numpy(i)[None] for i in ids),
+        indices=tuple(torch.from_numpy(i)[None] for i in HEADS[spec.modality].join(ids)),
         meta={k: torch.from_numpy(v.copy())[None] for k, v in header.meta.items()},
     )
 
@@ -225,36 +188,54 @@ def truncate(
     header, ids = _read(data, spec, weights, histograms, prior, partial=False)
     if len(data) <= max_bytes:
         return bytes(data)
-    found = [len(data)]
-    for levels in range(len(ids) - 1 if spec.prefix == "levels" else 0, 0, -1):
-        shorter = _write(ids[:levels], header.meta, spec, weights, histograms, prior)
+
+    def first(count: int) -> bytes:
+        return _write(ids[:count], header.meta, spec, weights, histograms, prior)
+
+    # A code with more levels never takes fewer bytes: what determines it determines its first
+    # levels. So those that fit come before those that do not.
+    fits, best, exceeds = 0, b"", len(ids) if _allows_prefixes(spec) else 1
+    while exceeds - fits > 1:
+        count = (fits + exceeds) // 2
+        shorter = first(count)
         if len(shorter) <= max_bytes:
-            return _proven(shorter, ids[:levels], prior)
-        found.append(len(shorter))
+            fits, best = count, shorter
+        else:
+            exceeds = count
+    if fits:
+        return _proven(best, ids[:fits], prior)
+    counts = range(1, len(ids) + 1) if _allows_prefixes(spec) else [len(ids)]
+    found = [len(first(c)) for c in (counts if len(counts) <= _LISTED else counts[:1])]
+    named = "possible sizes: " if len(counts) <= _LISTED else "the smallest possible size: "
     raise PolytokError(
-        f"nothing of this file fits into {max_bytes} bytes; "
-        f"possible sizes: {', '.join(map(str, reversed(found)))}"
+        f"nothing of this file fits into {max_bytes} bytes; {named}{', '.join(map(str, found))}"
     )
 
 
 def size(codes: Codes, spec: TokenizerSpec) -> int:
     """Return the bytes of the file of ``codes`` when it is only packed, and so the most."""
-    return sizes(spec)[len(_ids_of(codes, spec)) - 1]
+    ids, meta = _parts_of(codes, spec)
+    head = _head_of(spec)
+    return _packed_size(head, head.levels(spec, meta)[: len(ids)], meta)
 
 
-def sizes(spec: TokenizerSpec) -> list[int]:
-    """Return the bytes of a file with the first 1, 2, ... levels, when it is only packed."""
-    levels = _levels_of(spec)
-    header = _header_size(spec.modality)
-    return [header + num_bytes(levels[: k + 1]) for k in range(len(levels))]
+def sizes(spec: TokenizerSpec, meta: Meta | None = None) -> list[int]:
+    """Return the bytes of a file with the first 1, 2, ... levels, when it is only packed.
+
+    Args:
+        meta: of the code, as in its header; those of shapes do not depend on it.
+    """
+    head, meta = _head_of(spec), meta or {}
+    levels = head.levels(spec, meta)
+    return [_packed_size(head, levels[: k + 1], meta) for k in range(len(levels))]
 
 
 def bits_per_level(
     codes: Codes, spec: TokenizerSpec, *, histograms: Histograms | None = None
 ) -> list[float]:
     """Return the bits that each level of ``codes`` takes: packed, or ideally under histograms."""
-    ids = _ids_of(codes, spec)
-    levels = spec.levels[: len(ids)]
+    ids, meta = _parts_of(codes, spec)
+    levels = _head_of(spec).levels(spec, meta)[: len(ids)]
     if histograms is None:
         return [len(i) * float(np.log2(lv.vocab)) for i, lv in zip(ids, levels, strict=True)]
     return [
@@ -265,13 +246,14 @@ def bits_per_level(
 
 def _write(
     ids: Ids,
-    meta: Mapping[str, NDArray[np.float32]],
+    meta: Meta,
     spec: TokenizerSpec,
     weights: str,
     histograms: Histograms | None,
     prior: SymbolModel | None,
 ) -> bytes:
-    levels = spec.levels[: len(ids)]
+    form = _head_of(spec)
+    levels = form.levels(spec, meta)[: len(ids)]
     ways = [(0, pack_ids(ids, levels))]
     if histograms is not None:
         ways.append((_RANGE_CODED, RangeCoder(histograms, levels).encode(ids)))
@@ -282,10 +264,9 @@ def _write(
         ways.append((flags, fields + prior.encode(ids)))
     # Of equal ones the first, which needs least to be read.
     flags, payload = min(ways, key=lambda way: len(way[1]))
-    flags |= list(_META).index(spec.modality) << _MODALITY_SHIFT
-    values = np.concatenate([np.ravel(meta[f.name]) for f in _META[spec.modality]])
-    head = _PREFIX.pack(MAGIC, VERSION, _fingerprint(weights), flags, len(ids))
-    head += values.astype("<f4").tobytes()
+    flags |= list(HEADS).index(spec.modality) << _MODALITY_SHIFT
+    head = _PREFIX.pack(MAGIC, VERSION, _fingerprint(weights), flags)
+    head += form.write(len(ids), meta)
     return head + _checksum(head, payload) + payload
 
 
@@ -294,11 +275,11 @@ def _proven(data: bytes, ids: Ids, prior: SymbolModel | None) -> bytes:
 
     Floating point may differ between two runs on one machine.
     """
-    header = read_header(data)
+    header, start = _parse(data)
     if prior is None or not header.is_prior_coded:
         return data
     try:
-        found = prior.decode(_payload(data, header), len(ids))
+        found = prior.decode(data[start:], len(ids))
     except FormatError:
         found = []
     if len(found) != len(ids) or not all(map(np.array_equal, found, ids)):
@@ -317,15 +298,21 @@ def _read(
     prior: SymbolModel | None,
     partial: bool,
 ) -> tuple[Header, Ids]:
-    header = read_header(data)
+    header, start = _parse(data)
     if header.modality != spec.modality:
         raise FormatError(f"the file holds a code of {header.modality}, not of {spec.modality}")
-    most = len(_levels_of(spec))
-    if header.levels > most or (header.levels < most and spec.prefix != "levels"):
-        raise FormatError(f"the file holds {header.levels} levels; this tokenizer has {most}")
-    whole = sizes(spec)[header.levels - 1]
+    head = _head_of(spec)
+    levels = head.levels(spec, header.meta)
+    if header.levels > len(levels) or (header.levels < len(levels) and not _allows_prefixes(spec)):
+        raise FormatError(
+            f"the file holds {header.levels} {head.unit}; this tokenizer has {len(levels)}"
+        )
+    levels = levels[: header.levels]
+    whole = _packed_size(head, levels, header.meta)
     if len(data) > whole:
-        raise FormatError(f"the file has {len(data)} bytes; {header.levels} levels take {whole}")
+        raise FormatError(
+            f"the file has {len(data)} bytes; {header.levels} {head.unit} take {whole}"
+        )
     is_packed = not header.is_range_coded and not header.is_prior_coded
     if is_packed and len(data) < whole and not partial:
         raise FormatError(f"the file is cut: it has {len(data)} bytes of {whole}")
@@ -335,14 +322,15 @@ def _read(
         raise FormatError("the file is damaged or cut: its checksum is wrong")
     if bytes.fromhex(header.weights) != _fingerprint(weights):
         raise WeightsError(f"the file was made by weights {header.weights}, not by {weights}")
-    levels = spec.levels[: header.levels]
-    payload = _payload(data, header)
+    payload = bytes(data[start:])
     if header.is_prior_coded:
         ids = _decode_with(prior, payload, header, levels)
     else:
         ids = _decode(payload, header, levels, histograms)
     if not ids:
-        raise FormatError(f"the file is cut after {len(data)} bytes, before its first level ends")
+        raise FormatError(
+            f"the file is cut after {len(data)} bytes, before its first {head.unit[:-1]} ends"
+        )
     return header, ids
 
 
@@ -405,75 +393,99 @@ def _fingerprint(weights: str) -> bytes:
     return bytes.fromhex(weights)
 
 
-def _header_size(modality: str) -> int:
-    """Bytes up to the checksum's end, where the payload follows, or what is said of the prior."""
-    return _PREFIX.size + 4 * sum(f.num_values for f in _META[modality]) + _CHECKSUM.size
+def _parse(data: bytes) -> tuple[Header, int]:
+    """Read the header of a file; also where its payload starts, behind what is said of a prior."""
+    if len(data) < _PREFIX.size or data[:3] != MAGIC:
+        begin = f" that begin with {bytes(data[:4]).hex()}" if data else ""
+        raise FormatError(f"not a .ptk file: {len(data)} bytes{begin}")
+    _, version, weights, flags = _PREFIX.unpack_from(data)
+    if version != VERSION:
+        raise FormatError(f"the file has .ptk version {version}; this program reads {VERSION}")
+    code = flags >> _MODALITY_SHIFT
+    if flags & 0x0F not in _CODINGS or code >= len(HEADS):
+        raise FormatError(f"the file has unknown flags 0x{flags:02x}")
+    modality = list(HEADS)[code]
+    levels, meta, end = HEADS[modality].read(data, _PREFIX.size)
+    body = end + _CHECKSUM.size
+    start = body + (_PRIOR.size if flags & _PRIOR_CODED else 0)
+    if len(data) < start:
+        raise FormatError(f"the file ends after {len(data)} bytes, inside its header of {start}")
+    prior, writer, symbols = None, None, None
+    if flags & _PRIOR_CODED:
+        name, writer, symbols = _PRIOR.unpack_from(data, body)
+        prior = name.hex()
+    header = Header(
+        version=version,
+        weights=weights.hex(),
+        modality=modality,
+        levels=levels,
+        is_range_coded=bool(flags & _RANGE_CODED),
+        is_intact=data[end:body] == _checksum(data[:end], data[body:]),
+        meta=meta,
+        prior=prior,
+        has_text=bool(flags & _HAS_TEXT),
+        writer=writer,
+        symbols=symbols,
+    )
+    return header, start
 
 
-def _payload(data: bytes, header: Header) -> bytes:
-    start = _header_size(header.modality) + (_PRIOR.size if header.is_prior_coded else 0)
-    return bytes(data[start:])
+def _packed_size(head: Head, levels: tuple[Level, ...], meta: Meta) -> int:
+    """Bytes of a file that holds just these levels, packed."""
+    return _PREFIX.size + head.size(len(levels), meta) + _CHECKSUM.size + num_bytes(levels)
+
+
+def _allows_prefixes(spec: TokenizerSpec) -> bool:
+    return spec.prefix == HEADS[spec.modality].unit
 
 
 @lru_cache(maxsize=64)
-def _levels_of(spec: TokenizerSpec) -> tuple[Level, ...]:
-    """Return the levels of a spec whose codes have a fixed size.
+def _head_of(spec: TokenizerSpec) -> Head:
+    """Return how files of a tokenizer begin.
 
     Raises:
-        PolytokError: they have none, or nothing is known of how to restore the modality.
+        PolytokError: nothing is known of how to restore the modality, or its codes have no fixed
+            size.
     """
-    if spec.modality not in _META:
-        raise PolytokError(f".ptk files hold codes of {', '.join(_META)}, not of {spec.modality}")
-    levels = spec.levels
-    if not 1 <= len(levels) <= 255:
-        raise PolytokError(f".ptk files hold 1..255 levels; this tokenizer has {len(levels)}")
-    for level in levels:
+    if spec.modality not in HEADS:
+        raise PolytokError(f".ptk files hold codes of {', '.join(HEADS)}, not of {spec.modality}")
+    head = HEADS[spec.modality]
+    head.check(spec)
+    for level in spec.levels:
         if level.vocab < 2 or not level.count:
             raise PolytokError(
                 f".ptk files need a vocabulary above 1 and a fixed count, got {level}"
             )
-    return levels
+    return head
 
 
-def _ids_of(codes: Codes, spec: TokenizerSpec) -> Ids:
-    """Check ids against the spec and return them as arrays (n_k,)."""
-    levels = _levels_of(spec)
+def _parts_of(codes: Codes, spec: TokenizerSpec) -> tuple[Ids, Meta]:
+    """Check a code against the spec; return its ids, an array (n_k,) per level, and its meta."""
+    head = _head_of(spec)
     if len(codes) != 1 or not codes.indices or codes.lengths is not None:
         raise PolytokError("pack takes discrete codes of fixed length in a batch of one")
-    given = len(codes.indices)
-    if given > len(levels) or (given < len(levels) and spec.prefix != "levels"):
-        raise PolytokError(f"the codes have {given} levels; the tokenizer has {len(levels)}")
-    ids = [i[0].cpu().numpy() for i in codes.indices]
+    if (given := len(codes.indices)) > len(spec.levels):
+        raise PolytokError(f"the codes have {given} levels; the tokenizer has {len(spec.levels)}")
+    meta = head.checked({name: _unbatched(value) for name, value in codes.meta.items()})
+    levels = head.levels(spec, meta)
+    ids = head.split([i[0].cpu().numpy() for i in codes.indices], meta)
+    if len(ids) > len(levels) or (len(ids) < len(levels) and not _allows_prefixes(spec)):
+        raise PolytokError(
+            f"the codes have {len(ids)} {head.unit}; the tokenizer has {len(levels)}"
+        )
     for k, (i, level) in enumerate(zip(ids, levels, strict=False), 1):
         if len(i) != level.count:
             raise PolytokError(f"level {k} has {len(i)} ids instead of {level.count}")
         if i.min() < 0 or i.max() >= level.vocab:
             bad = int(i.min()) if i.min() < 0 else int(i.max())
-            raise PolytokError(f"level {k} has id {bad}, which is not within 0..{level.vocab - 1}")
-    return ids
-
-
-def _meta_of(codes: Codes, modality: str) -> Mapping[str, NDArray[np.float32]]:
-    parts = []
-    for row in _META[modality]:
-        if row.name not in codes.meta:
-            raise PolytokError(f"the codes have no meta {row.name!r}")
-        value = codes.meta[row.name]
-        if tuple(value.shape) != (1, *row.shape):
             raise PolytokError(
-                f"meta {row.name!r} has shape {tuple(value.shape)}, not {(1, *row.shape)}"
+                f"{head.unit[:-1]} {k} has id {bad}, which is not within 0..{level.vocab - 1}"
             )
-        parts.append(np.ravel(value.detach().cpu().float().numpy()))
-    return _read_meta(np.concatenate(parts), modality)
+    return ids, meta
 
 
-def _read_meta(values: NDArray[np.float32], modality: str) -> dict[str, NDArray[np.float32]]:
-    """Split values into the rows of a modality and check their bounds, which NaN fails."""
-    out, start = {}, 0
-    for row in _META[modality]:
-        part = values[start : start + row.num_values].astype(np.float32).reshape(row.shape)
-        if not bool(np.all((part >= row.low) & (part <= row.high))):
-            raise FormatError(f"{row.name}={part.tolist()} is not within {row.low:g}..{row.high:g}")
-        out[row.name] = part
-        start += row.num_values
-    return out
+def _unbatched(value: Tensor) -> NDArray[Any]:
+    """The only item of a batch, floats as float32."""
+    value = value.detach().cpu()
+    array: NDArray[Any] = (value.float() if value.is_floating_point() else value).numpy()
+    return array[0] if array.ndim and len(array) == 1 else array

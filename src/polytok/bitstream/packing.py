@@ -25,9 +25,12 @@ Ids = list[NDArray[np.int64]]
 @lru_cache(maxsize=64)
 def _capacity(levels: tuple[Level, ...]) -> int:
     """How many codes these levels can tell apart."""
-    capacity = 1
+    counts: dict[int, int] = {}
     for level in levels:
-        capacity *= level.vocab ** (level.count or 0)
+        counts[level.vocab] = counts.get(level.vocab, 0) + (level.count or 0)
+    capacity = 1
+    for vocab, count in counts.items():
+        capacity *= vocab**count
     return capacity
 
 

@@ -77,10 +77,12 @@ class RangeCoder:
 
     def __init__(self, histograms: Sequence[NDArray[Any]], levels: tuple[Level, ...]) -> None:
         self.levels = levels
-        self.models = [
-            constriction.stream.model.Categorical(f, perfect=False)
-            for f in frequencies(histograms, levels)
-        ]
+        # Levels may share a histogram, and to build a model takes longer than to use it.
+        made: dict[int, Any] = {}
+        for histogram, counts in zip(histograms, frequencies(histograms, levels), strict=False):
+            if id(histogram) not in made:
+                made[id(histogram)] = constriction.stream.model.Categorical(counts, perfect=False)
+        self.models = [made[id(h)] for h, _ in zip(histograms, levels, strict=False)]
 
     def encode(self, ids: Sequence[NDArray[np.int64]]) -> bytes:
         """Return the fewest bytes that decode to ``ids`` when zeros follow them."""
