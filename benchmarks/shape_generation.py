@@ -34,6 +34,7 @@ from polytok.metrics import bootstrap_mean, chamfer_matrix, set_scores
 from polytok.metrics.shape import intersection_over_union
 from polytok.networks.pretrained import SmallImageTower
 from polytok.signals import mesh as meshes
+from polytok.signals.sheet import sheet
 from polytok.systems import api
 from polytok.systems.shape.generation import UNIT_SCALE
 from polytok.systems.shape.vat.generator import VATGenerator
@@ -375,7 +376,7 @@ def sheets(bench: Bench, out: Path) -> None:
         made = [("from the picture", meshes.render(m, size=192)) for m in bench.codec.decode(codes)]
         rows.append([("picture given", shown), *made])
     with atomic_path(out) as aside:
-        meshes.sheet(rows).save(aside)
+        sheet(rows).save(aside)
 
 
 def _flat(light: Array, alpha: Array) -> Any:

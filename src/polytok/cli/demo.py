@@ -14,6 +14,7 @@ from polytok.core.errors import PolytokError, SignalError
 from polytok.core.files import atomic_path, write_bytes
 from polytok.metrics import ShapeReference, draco_fit
 from polytok.signals import mesh as meshes
+from polytok.signals.sheet import sheet
 from polytok.systems import api
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run_demo(output: Path, *, model: str, effort: int, seed: int, force: bool) -
         rows += row.rows
         pictures.append(row.cells)
     with atomic_path(output / "demo.png") as aside:
-        meshes.sheet(pictures).save(aside)
+        sheet(pictures).save(aside)
     return rows
 
 

@@ -134,7 +134,7 @@ def _picture(mesh: trimesh.Trimesh) -> Any:
 
 
 def _write_sheet(pictures: list[Any], path: Path) -> None:
-    from polytok.signals import mesh as meshes
+    from polytok.signals.sheet import sheet
 
     columns = min(SHEET_COLUMNS, math.ceil(math.sqrt(len(pictures) * 2)))
     rows = [
@@ -142,4 +142,4 @@ def _write_sheet(pictures: list[Any], path: Path) -> None:
         for start in range(0, len(pictures), columns)
     ]
     with atomic_path(path) as aside:
-        meshes.sheet(rows).save(aside)
+        sheet(rows).save(aside)

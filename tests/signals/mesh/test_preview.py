@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from polytok.core.errors import PolytokError
-from polytok.signals.mesh.preview import render, sheet
+from polytok.signals.mesh.preview import render
 
 
 def covered(with_mesh: Image) -> NDArray[np.bool_]:
@@ -82,23 +82,12 @@ def test_hard_edges_stay_and_round_ones_are_smoothed() -> None:
     assert np.array_equal(*same)
 
 
-def test_sheet_places_every_picture_and_caption() -> None:
-    picture = render(trimesh.creation.box(), size=48)
-    one = sheet([[("a", picture)]], gap=10, text=12)
-    two = sheet([[("a", picture), ("b\nc", picture)], [("d", picture)]], gap=10, text=12)
-    assert one.size == (48 + 20, 48 + 16 + 3 * 10)
-    assert two.size == (2 * 48 + 30, 2 * 48 + 3 * 16 + 4 * 10)
-    assert np.array_equal(np.asarray(two)[10:58, 68:116], np.asarray(picture))
-
-
 def test_errors_are_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     box = trimesh.creation.box()
     with pytest.raises(PolytokError, match="size=8"):
         render(box, size=8)
     with pytest.raises(PolytokError, match="elevation=90"):
         render(box, elevation=90)
-    with pytest.raises(PolytokError, match="at least one"):
-        sheet([])
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from polytok.signals.mesh.prepare import (
     surface,
     to_compact,
 )
-from polytok.signals.mesh.preview import render, sheet
+from polytok.signals.mesh.preview import render
 from polytok.signals.mesh.solid import Solid, solidify
 from polytok.signals.mesh.views import ViewSampling, views
 
@@ -35,7 +35,6 @@ __all__ = [
     "prepare",
     "read",
     "render",
-    "sheet",
     "solidify",
     "surface",
     "to_compact",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ _SKY = np.array([0.46, 0.50, 0.57], dtype=np.float32)
 _GROUND = np.array([0.27, 0.25, 0.23], dtype=np.float32)
 _KEY = np.array([0.95, 0.90, 0.81], dtype=np.float32)
 _KEY_FROM = np.array([-0.55, 0.62, 0.56], dtype=np.float32)
-_INK = (40, 44, 52)
 _TILE = 4
 _FLOOR_GRID = 72
 _FLOOR_RAYS = 36
@@ -240,44 +238,3 @@ def _tile_mean(
             total += values[:, other] * use
             weight += use
     return single(total / np.maximum(weight, 1))
-
-
-def sheet(rows: Sequence[Sequence[tuple[str, Image]]], *, gap: int = 12, text: int = 18) -> Image:
-    """Lay pictures out in rows, each with a caption of one or more lines below it.
-
-    Args:
-        rows: (caption, picture) pairs; rows may differ in length.
-        gap: pixels between pictures and around the sheet.
-        text: height of the captions' letters in pixels.
-
-    Raises:
-        PolytokError: there is no picture.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    cells = [cell for row in rows for cell in row]
-    if not cells:
-        raise PolytokError("a sheet needs at least one picture")
-    wide = max(picture.width for _, picture in cells)
-    font = ImageFont.load_default(size=text)
-    line = round(text * 1.35)
-    paper = tuple(round(255 * c) for c in _PAPER)
-    heights = [
-        max(p.height for _, p in row) + line * max(len(c.splitlines()) for c, _ in row) + gap
-        for row in rows
-        if row
-    ]
-    columns = max(len(row) for row in rows)
-    out = Image.new("RGB", (columns * (wide + gap) + gap, sum(heights) + 2 * gap), paper)
-    draw = ImageDraw.Draw(out)
-    y = gap
-    for row, height in zip((r for r in rows if r), heights, strict=True):
-        below = y + max(p.height for _, p in row)
-        for column, (caption, picture) in enumerate(row):
-            x = gap + column * (wide + gap)
-            out.paste(picture, (x + (wide - picture.width) // 2, y))
-            for k, words in enumerate(caption.splitlines()):
-                at = (x + wide / 2, below + k * line + line / 2)
-                draw.text(at, words, fill=_INK, font=font, anchor="mm")
-        y += height
-    return out
