@@ -1,98 +1,20 @@
-"""Images: read any common file, and frame the object of a picture for an encoder."""
+"""Frame the object of a picture for an encoder."""
 
 from __future__ import annotations
 
-import os
-import struct
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
-from polytok.core.errors import ConfigError, SignalError, one_line
+from polytok.core.errors import ConfigError, SignalError
+from polytok.signals.image.io import WORKING_SIDE, plain
 
-# No EPS, PSD and the like: their decoders run other programs or guess at damaged files.
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What ``read`` knows, by Pillow's names."""
-
-MAX_PIXELS = 100_000_000
-WORKING_SIDE = 4096
 VISIBLE_ALPHA = 13
 TOLERANCE = 16
 BORDER_SHARE = 0.95
-
-
-def read(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file as 8-bit ``RGB``, or ``RGBA`` where it has transparency.
-
-    EXIF orientation is applied, unless the tags are damaged; of an animation the first frame is
-    read. The format is told by content, not by extension.
-
-    Raises:
-        SignalError: the file is missing, damaged, not an image of a known format, of more than
-            100 megapixels, or a float image with values that are not finite.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise SignalError(f"{path}: is a folder, not an image file")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large files and damaged tags; what matters here raises.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_known()) as image:
-                return plain(image)
-    except SignalError as error:
-        raise SignalError(f"{path}: {error}") from error
-    except Image.DecompressionBombError as error:
-        reason = f"more than {MAX_PIXELS // 10**6} megapixels"
-        raise SignalError(f"{path}: {reason}") from error
-    except UnidentifiedImageError as error:
-        known = " ".join(FORMATS).lower()
-        raise SignalError(f"{path}: not a readable image (known: {known})") from error
-    except OSError as error:
-        raise SignalError(f"{path}: {error.strerror or one_line(error, 120)}") from error
-    except Exception as error:
-        # Decoders fail in many ways on damaged files; the user needs to know which file it was.
-        raise SignalError(f"{path}: not a readable image ({one_line(error, 120)})") from error
-
-
-def plain(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode upright and into 8-bit ``RGB``, or ``RGBA`` if it has alpha.
-
-    Whole numbers of more than 8 bits count as 0..65535. Float images count as 0..1 if nothing in
-    them is above 1, else as 0..255; values outside are clipped.
-
-    Raises:
-        SignalError: no pixel, more than 100 megapixels, truncated, or values that are not finite.
-    """
-    width, height = image.size
-    if not width or not height:
-        raise SignalError(f"the image is {width} x {height}, without a pixel")
-    if width * height > MAX_PIXELS:
-        limit = MAX_PIXELS // 10**6
-        raise SignalError(f"the image is {width} x {height}, more than {limit} megapixels")
-    try:
-        image.load()
-    except Exception as error:
-        raise SignalError(f"not a readable image ({one_line(error, 120)})") from error
-    image = _upright(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _grey(np.asarray(image) / 257.0)
-    elif image.mode == "F":
-        values = np.asarray(image)
-        if not np.isfinite(values).all():
-            raise SignalError("a pixel is not a finite number")
-        image = _grey(values * 255.0 if values.max() <= 1 else values)
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    # One colour, or the palette's entries, can be declared transparent beside the pixels.
-    has_alpha |= image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    if image.mode == "La":
-        image = image.convert("LA")
-    return image.convert("RGBA" if has_alpha else "RGB")
 
 
 def framed(
@@ -141,25 +63,6 @@ def framed(
             return _channels_first(np.asarray(shown, np.float32))
         image = cut
     return _composed(image, size, np.asarray(background, np.float32), fill)
-
-
-def _known() -> list[str]:
-    Image.init()
-    # Builds of Pillow differ in what they can decode.
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):
-        # What Pillow raises while it parses tags. Damaged ones say nothing about how the picture
-        # lies, and the picture itself is whole.
-        return image
-
-
-def _grey(values: NDArray[np.floating]) -> Image.Image:
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _without_backdrop(image: Image.Image) -> Image.Image | None:

@@ -1,0 +1,18 @@
+"""Images: read as sRGB, frame, flatten, cut into tiles, join and write."""
+
+from polytok.signals.image.framing import framed
+from polytok.signals.image.io import EXTENSIONS, WRITABLE, from_array, plain, read, write
+from polytok.signals.image.tiles import flat, from_tiles, to_tiles
+
+__all__ = [
+    "EXTENSIONS",
+    "WRITABLE",
+    "flat",
+    "framed",
+    "from_array",
+    "from_tiles",
+    "plain",
+    "read",
+    "to_tiles",
+    "write",
+]
