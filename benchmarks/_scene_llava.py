@@ -83,13 +83,10 @@ def train(seed: int, steps: int, *, batch: int = 32, lr: float = 1.5e-3, every: 
         scenes = draw(batch, rng)
         questions, _ = draw_questions(scenes, QUESTIONS, rng)
         inputs = inputs_of(scenes.image, questions)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = model(**inputs)
-            pooled = out.image_outputs.last_hidden_state[:, 0]
-            present = F.binary_cross_entropy_with_logits(
-                head(pooled).float(), scenes.present().float()
-            )
-        loss = out.loss.float() + present
+        out = model(**inputs)
+        pooled = out.image_outputs.last_hidden_state[:, 0]
+        present = F.binary_cross_entropy_with_logits(head(pooled), scenes.present().float())
+        loss = out.loss + present
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -89,7 +89,7 @@ def test_the_loss_falls_and_everything_is_written(tmp_path: Path) -> None:
     assert lines[-1]["losses"]["rec"] < 0.3 * lines[0]["losses"]["rec"]
     assert [r["samples"] for r in lines] == list(range(8, 401, 8))
     assert set(lines[0]) == {
-        "step", "samples", "stage", "skipped", "loss", "losses", "metrics",
+        "step", "samples", "stage", "precision", "skipped", "loss", "losses", "metrics",
         "grad_norm", "lr", "samples_per_second", "seconds",
     }  # fmt: skip
     assert scores == [False] * 5

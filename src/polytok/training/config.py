@@ -19,7 +19,9 @@ class TrainConfig:
         warmup_samples: linear rise of the rate; a cosine then falls to ``final_lr_factor`` x lr
             at the end of the run.
         clip: largest gradient norm.
-        precision: ``bf16`` runs the forward pass under autocast; weights stay fp32.
+        precision: ``bf16`` runs the forward pass under autocast; weights stay fp32. ``auto`` is
+            bf16 on an accelerator and on a CPU that computes in it, else fp32: a CPU that must
+            imitate bf16 takes tens of times as long.
         ema_decay: of the averaged weights, which warm up as (1 + n) / (10 + n); 0 = no average.
         save_every, log_every, validate_every: samples between checkpoints, records and
             validations; 0 validates at the end alone.
@@ -38,7 +40,7 @@ class TrainConfig:
     warmup_samples: int = 0
     final_lr_factor: float = 0.05
     clip: float = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     ema_decay: float = 0.999
     seed: int = 0
     save_every: int = 20_000

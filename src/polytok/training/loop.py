@@ -124,6 +124,10 @@ class _Run:
         self.accelerator, self.config, self.source = accelerator, config, source
         self.folder, self.validate = folder, validate
         self.device = accelerator.device
+        self.precision = config.precision
+        if config.precision == "auto":
+            has_bf16 = self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            self.precision = "bf16" if has_bf16 else "fp32"
         self.model: Any = model.to(self.device)
         self.plan = Plan.of(stages, config.batch_size)
         self.parameters = own_parameters(model)
@@ -235,7 +239,7 @@ class _Run:
         self.model.train()
         if index != self.entered:
             self._start_stage(stage)
-            log.say(f"stage {stage.name!r} starts at step {self.step:,}")
+            log.say(f"stage {stage.name!r} starts at step {self.step:,}, in {self.precision}")
         self.entered = index
         self.means = Means()
         # The hooks of the last stage's wrapper must be gone before the next one sets its own.
@@ -319,7 +323,7 @@ class _Run:
         return rate
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "fp32":
+        if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -340,6 +344,7 @@ class _Run:
             "step": self.step,
             "samples": self.samples,
             "stage": self.plan.stages[self.entered].name,
+            "precision": self.precision,
             "skipped": self.skipped,
         }
         for name, value in zip(names, means, strict=True):
