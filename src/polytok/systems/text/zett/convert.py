@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from polytok.core import hub
 from polytok.core.errors import WeightsError
+from polytok.systems.keymap import KeyMap, Row, check, row, rows, to_ours, under, view
 from polytok.systems.text.zett.config import HypernetConfig
 from polytok.systems.text.zett.hypernet import Hypernet
 
-Row = tuple[str, str, str]
-"""Our key, their key, and the operation that takes theirs to ours."""
-
-OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "same": (lambda t: t, lambda t: t),
-    "row": (lambda t: t[0], lambda t: t[None]),
-}
-"""From theirs to ours, and back; ``row`` takes (1, d) to (d,)."""
+# Theirs (1, d), ours (d,).
+_FLAT = view((-1,), (1, -1))
 
 # What the official configuration must say, as its other ways of working were never published.
 _ONLY = {
@@ -69,30 +64,27 @@ def official_config(values: Mapping[str, Any], num_positions: int) -> HypernetCo
         raise WeightsError(f"the official configuration lacks {error.args[0]}") from error
 
 
-def key_map(config: HypernetConfig) -> list[Row]:
-    """All rows of a configuration; each tensor of ours and each that they read stands once."""
-    rows: list[Row] = [
-        ("positions.weight", "model.embeddings.position_embeddings.weight", "same"),
-        ("kind", "model.embeddings.token_type_embeddings.weight", "row"),
-        *_both("norm", "model.embeddings.LayerNorm"),
-        *_both("input.0", "input_projection.0"),
+def key_map(config: HypernetConfig) -> KeyMap:
+    """Rows between our tensors and the official ones."""
+    found = [
+        row("positions.weight", "model.embeddings.position_embeddings.weight"),
+        row("kind", "model.embeddings.token_type_embeddings.weight", _FLAT),
+        *rows({"norm": "model.embeddings.LayerNorm", "input.0": "input_projection.0"}),
         *_projector("input.1", "input_projection.1"),
         *_scaler("in_scaler", "in_scaler"),
         *_head("output", "output_projection", "scaler"),
     ]
     if not config.is_tied:
-        rows += _head("output_out", "output_projection_out", "out_scaler")
+        found += _head("output_out", "output_projection_out", "out_scaler")
     if config.num_extra:
-        rows.append(("fallback.weight", "fallback_embeddings.weight", "same"))
+        found.append(row("fallback.weight", "fallback_embeddings.weight"))
     if config.num_languages:
-        rows.append(("languages.weight", "lang_embeddings.weight", "same"))
+        found.append(row("languages.weight", "lang_embeddings.weight"))
     if config.has_bias:
-        rows += _both("bias", "bias_projection")
+        found += rows({"bias": "bias_projection"})
     for index in range(config.num_layers):
-        ours, theirs = f"layers.{index}", f"model.encoder.layer.{index}"
-        for own, official in _LAYER.items():
-            rows += _both(f"{ours}.{own}", f"{theirs}.{official}")
-    return rows
+        found += under(f"layers.{index}.", f"model.encoder.layer.{index}.", rows(_LAYER))
+    return KeyMap(tuple(found), unread=_UNREAD)
 
 
 def convert_hypernet(official: Mapping[str, Tensor], values: Mapping[str, Any]) -> Hypernet:
@@ -108,24 +100,10 @@ def convert_hypernet(official: Mapping[str, Tensor], values: Mapping[str, Any]) 
     table = "model.embeddings.position_embeddings.weight"
     if table not in official:
         raise WeightsError(f"not a hypernetwork's tensors: {table} is missing")
-    config = official_config(values, len(official[table]))
-    rows = key_map(config)
-    names = {theirs for _, theirs, _ in rows}
-    missing = sorted(names - set(official))
-    unknown = sorted(set(official) - names - set(_UNREAD))
-    if missing or unknown:
-        raise WeightsError(
-            f"not a hypernetwork's tensors: missing {missing[:3]}, unknown {unknown[:3]}"
-        )
-    network = Hypernet(config)
-    own = network.state_dict()
-    state = {ours: OPERATIONS[name][0](official[theirs]) for ours, theirs, name in rows}
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise WeightsError(
-                f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
-            )
-    network.load_state_dict(state)
+    network = Hypernet(official_config(values, len(official[table])))
+    names = key_map(network.config)
+    check(names, network.state_dict(), official, "not a hypernetwork's")
+    network.load_state_dict(to_ours(names, official))
     return network.eval()
 
 
@@ -147,22 +125,21 @@ _LAYER = {
 }
 
 
-def _both(ours: str, theirs: str) -> list[Row]:
-    return [(f"{ours}.{part}", f"{theirs}.{part}", "same") for part in ("weight", "bias")]
-
-
 def _projector(ours: str, theirs: str) -> list[Row]:
     names = (("up", "dense1"), ("down", "dense2"), ("norm", "ln"))
-    return [row for a, b in names for row in _both(f"{ours}.{a}", f"{theirs}.{b}")]
+    return rows({f"{ours}.{a}": f"{theirs}.{b}" for a, b in names})
 
 
 def _scaler(ours: str, theirs: str) -> list[Row]:
-    return [(f"{ours}.gain", f"{theirs}.w", "row"), (f"{ours}.shift", f"{theirs}.b", "row")]
+    return [
+        row(f"{ours}.gain", f"{theirs}.w", _FLAT),
+        row(f"{ours}.shift", f"{theirs}.b", _FLAT),
+    ]
 
 
 def _head(ours: str, theirs: str, scaler: str) -> list[Row]:
     return [
         *_projector(f"{ours}.block", f"{theirs}.0"),
-        *_both(f"{ours}.proj", f"{theirs}.1"),
+        *rows({f"{ours}.proj": f"{theirs}.1"}),
         *_scaler(f"{ours}.scaler", scaler),
     ]
