@@ -84,7 +84,7 @@ def encode(
 
     batch = Batch.of(inputs, output, ".ptk", force=force)
     batch.check_targets((".ptk",))
-    codec = api.load_codec(model, device=show.ready(device, threads))
+    codec = api.load_codec(model, device=show.ready(device, threads), modality="shape")
     if coder != "prior" and (prior, text) != (None, None):
         raise PolytokError("--prior and --text belong to --coder prior")
     symbols = api.prior_of(codec, prior, text) if coder == "prior" else None

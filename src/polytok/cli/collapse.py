@@ -91,7 +91,7 @@ def measure(
     from polytok.metrics.collapse import measure_collapse
     from polytok.systems import api
 
-    codec = api.load_codec(model, device=show.ready(device, threads))
+    codec = api.load_codec(model, device=show.ready(device, threads), modality="shape")
     failures: list[str] = []
 
     def batches() -> Iterator[dict[str, Any]]:

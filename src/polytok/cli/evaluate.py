@@ -41,7 +41,7 @@ def evaluate(
     Raises:
         PolytokError: the source has no meshes, or none of them can be read.
     """
-    codec = api.load_codec(model)
+    codec = api.load_codec(model, modality="shape")
     rows: list[Row] = []
     failures: list[Row] = []
     with opened_folder(source) as root:

@@ -19,11 +19,13 @@ class Weights:
         preset: the preset they belong to.
         path: folder below ``polytok/weights`` that ships, or a Hugging Face repository id.
         fingerprint: 4 bytes, hex, that tie a ``.ptk`` file to these weights.
+        notice: what whoever encodes with them should know, on one line; or nothing.
     """
 
     preset: str
     path: str
     fingerprint: str
+    notice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,42 +6,41 @@ import json
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from polytok.core import registry
 from polytok.core.errors import ConfigError, FormatError, UnknownNameError, WeightsError
 from polytok.core.files import write_bytes, write_text
 
 if TYPE_CHECKING:
+    from polytok.core import hub
     from polytok.core.contracts import Codes
+    from polytok.systems.codec import Codec
+    from polytok.systems.image.codec import ImageCodec
     from polytok.systems.prior import PriorCoder
     from polytok.systems.shape.codec import ShapeCodec
     from polytok.systems.shape.generation import ShapeGenerator
     from polytok.training import FitResult
 
 StrPath = str | PathLike[str]
-MAX_FILE = 1 << 16
+MAX_FILE = 1 << 17
 SHIPPED = Path(__file__).parent.parent / "weights"
 
 
-def load(name: StrPath, *, device: str = "cpu") -> ShapeCodec | ShapeGenerator:
-    """Load a tokenizer or a generator with its weights.
+def load(name: StrPath, *, device: str = "cpu") -> Any:
+    """Load a tokenizer, a generator or another model with its weights.
 
     Args:
         name: a weights tag (``vat-512b-small.shapes1``), a preset that has default weights, a
             folder with config.json and model.safetensors, or a Hugging Face repository id.
 
+    Returns:
+        a :class:`Codec` for a tokenizer, joined with its signal; what the system has for others.
+
     Raises:
         UnknownNameError: nothing has this name. WeightsError: the preset has no trained weights.
     """
-    from polytok.core import hub
-
-    folder, label = find_weights(name)
-    info = hub.read_info(folder)
-    if info.system not in registry.SYSTEMS:
-        raise UnknownNameError("system", info.system, registry.SYSTEMS)
-    module = registry.SYSTEMS[info.system].load()
-    return module.load_model(folder, info, name=label, device=device)
+    return _build(*_described(name), device)
 
 
 def find_weights(name: StrPath) -> tuple[Path, str]:
@@ -52,32 +51,78 @@ def find_weights(name: StrPath) -> tuple[Path, str]:
     return _find(str(name))
 
 
-def load_codec(name: StrPath, *, device: str = "cpu") -> ShapeCodec:
+def system_of(name: StrPath) -> registry.System:
+    """The registered system of a model by its name, see :func:`load`; nothing is built."""
+    return _described(name)[2]
+
+
+@overload
+def load_codec(name: StrPath, *, device: str = ..., modality: Literal["shape"]) -> ShapeCodec: ...
+@overload
+def load_codec(name: StrPath, *, device: str = ..., modality: Literal["image"]) -> ImageCodec: ...
+@overload
+def load_codec(name: StrPath, *, device: str = ..., modality: str | None = ...) -> Codec: ...
+def load_codec(name: StrPath, *, device: str = "cpu", modality: str | None = None) -> Codec:
     """Load a tokenizer.
 
-    Raises:
-        WeightsError: the name is that of another kind of system; see also :func:`load`.
-    """
-    from polytok.systems.shape.codec import ShapeCodec
+    Args:
+        modality: that it must have.
 
-    model = load(name, device=device)
-    if not isinstance(model, ShapeCodec):
-        raise WeightsError(f"{str(name)!r} is a generator; a tokenizer is needed here")
+    Raises:
+        WeightsError: the name is that of another kind of system, which is named; or of another
+            modality. See also :func:`load`.
+    """
+    from polytok.systems.codec import Codec
+
+    folder, label, system, info = _described(name)
+    _check(name, system, "tokenizer", modality)
+    model = _build(folder, label, system, info, device)
+    if not isinstance(model, Codec):
+        raise WeightsError(f"{str(name)!r} ({system.name}) has no codec of files")
     return model
 
 
 def load_generator(name: StrPath, *, device: str = "cpu") -> ShapeGenerator:
-    """Load a generator with its tokenizer.
+    """Load a generator of shapes with its tokenizer.
 
     Raises:
         WeightsError: the name is that of another kind of system; see also :func:`load`.
     """
-    from polytok.systems.shape.generation import ShapeGenerator
+    folder, label, system, info = _described(name)
+    _check(name, system, "generator", "shape")
+    generator: ShapeGenerator = _build(folder, label, system, info, device)
+    return generator
 
-    model = load(name, device=device)
-    if not isinstance(model, ShapeGenerator):
-        raise WeightsError(f"{str(name)!r} is a tokenizer; a generator is needed here")
-    return model
+
+def notice(codec: Codec) -> str:
+    """What whoever encodes with the weights of a codec should know; empty if nothing is to say."""
+    row = registry.WEIGHTS.get(codec.name)
+    return row.notice if row else ""
+
+
+def _described(name: StrPath) -> tuple[Path, str, registry.System, hub.Info]:
+    """Folder and label of a model, its system, and what its config.json says."""
+    from polytok.core import hub
+
+    folder, label = find_weights(name)
+    info = hub.read_info(folder)
+    if info.system not in registry.SYSTEMS:
+        raise UnknownNameError("system", info.system, registry.SYSTEMS)
+    return folder, label, registry.SYSTEMS[info.system], info
+
+
+def _build(folder: Path, label: str, system: registry.System, info: hub.Info, device: str) -> Any:
+    return system.load().load_model(folder, info, name=label, device=device)
+
+
+def _check(name: StrPath, system: registry.System, kind: str, modality: str | None) -> None:
+    """Refuse a system of another kind or modality before its weights are read."""
+    found: str = system.kind
+    wanted = kind
+    if found == kind and modality not in (None, system.modality):
+        found, wanted = f"{kind} of {system.modality}s", f"{kind} of {modality}s"
+    if found != wanted:
+        raise WeightsError(f"{str(name)!r} is a {found} ({system.name}); a {wanted} is needed here")
 
 
 def _find(name: str) -> tuple[Path, str]:
@@ -110,7 +155,7 @@ def read_code(path: StrPath) -> bytes:
     return data
 
 
-def codec_for(data: bytes, model: StrPath | None = None) -> ShapeCodec:
+def codec_for(data: bytes, model: StrPath | None = None) -> Codec:
     """Load the codec that wrote a ``.ptk`` file, by the fingerprint in its header.
 
     Raises:
@@ -159,14 +204,16 @@ def prior_for(
     )
 
 
-def prior_of(
-    codec: ShapeCodec, prior: StrPath | None = None, text: str | None = None
-) -> PriorCoder:
+def prior_of(codec: Codec, prior: StrPath | None = None, text: str | None = None) -> PriorCoder:
     """Load the entropy coder of a tokenizer: ``prior``, else the generator of its preset.
 
     Raises:
         WeightsError: there is none, or it belongs to other weights.
     """
+    if codec.spec.modality != "shape":
+        raise WeightsError(
+            f"{codec.name} is a tokenizer of {codec.spec.modality}s; priors code shapes only"
+        )
     generator = load_generator(prior or f"{codec.name.split('.')[0]}-gen")
     if generator.codec.weights != codec.weights:
         raise WeightsError(
@@ -175,7 +222,7 @@ def prior_of(
     return generator.prior(text)
 
 
-def pack(codes: Codes, model: StrPath | ShapeCodec = "vat-512b-small") -> list[bytes]:
+def pack(codes: Codes, model: StrPath | Codec = "vat-512b-small") -> list[bytes]:
     """Turn codes into the bytes of one ``.ptk`` file each."""
     return _codec(model).pack(codes)
 
@@ -188,7 +235,7 @@ def unpack(data: bytes, model: StrPath | None = None) -> Codes:
 def save(
     codes: Codes,
     path: StrPath,
-    model: StrPath | ShapeCodec = "vat-512b-small",
+    model: StrPath | Codec = "vat-512b-small",
     *,
     force: bool = True,
 ) -> int:
@@ -200,7 +247,7 @@ def save(
     return len(data)
 
 
-def open(path: StrPath, model: StrPath | None = None) -> tuple[Codes, ShapeCodec]:
+def open(path: StrPath, model: StrPath | None = None) -> tuple[Codes, Codec]:
     """Read a ``.ptk`` file: its codes, and the codec that decodes them."""
     data = read_code(path)
     codec = codec_for(data, model)
@@ -253,7 +300,7 @@ def train(
     )
 
 
-def _codec(model: StrPath | ShapeCodec) -> ShapeCodec:
+def _codec(model: StrPath | Codec) -> Codec:
     return load_codec(model) if isinstance(model, (str, PathLike)) else model
 
 

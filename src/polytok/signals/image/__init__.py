@@ -2,10 +2,11 @@
 
 from polytok.signals.image.framing import framed
 from polytok.signals.image.io import EXTENSIONS, WRITABLE, from_array, plain, read, write
-from polytok.signals.image.tiles import flat, from_tiles, to_tiles
+from polytok.signals.image.tiles import WHITE, flat, from_tiles, to_tiles
 
 __all__ = [
     "EXTENSIONS",
+    "WHITE",
     "WRITABLE",
     "flat",
     "framed",

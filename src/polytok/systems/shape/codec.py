@@ -11,12 +11,12 @@ import torch
 import trimesh
 from numpy.typing import NDArray
 
-from polytok import bitstream
 from polytok.core.contracts import Codes, TokenizerSpec
 from polytok.core.errors import PolytokError, SignalError
 from polytok.core.seeding import derive, numpy_rng
 from polytok.networks.decoders import PlaneField
 from polytok.signals import mesh as meshes
+from polytok.systems.codec import Codec
 from polytok.systems.shape.vat.model import VAT
 from polytok.systems.shape.vat.search import refine
 
@@ -25,7 +25,7 @@ MAX_EFFORT = 9
 PROBE_RESOLUTION = 48
 
 
-class ShapeCodec:
+class ShapeCodec(Codec):
     """What ``polytok.load`` returns for a shape tokenizer.
 
     Args:
@@ -33,8 +33,8 @@ class ShapeCodec:
     """
 
     def __init__(self, model: VAT, *, name: str, weights: str) -> None:
+        super().__init__(name=name, weights=weights)
         self.model = model.eval().requires_grad_(False)
-        self.name, self.weights = name, weights
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -109,59 +109,6 @@ class ShapeCodec:
         """Decode a batch of one to its field in the normalised frame."""
         field: PlaneField = self.model.decode(codes.to(self.device))["field"]
         return field
-
-    def pack(
-        self,
-        codes: Codes,
-        *,
-        max_bytes: int | None = None,
-        coder: str = "auto",
-        prior: bitstream.SymbolModel | None = None,
-    ) -> list[bytes]:
-        """Turn codes into the bytes of one ``.ptk`` file each.
-
-        Args:
-            max_bytes: keep the most scales that fit. coder: ``auto`` (the smaller of range coded
-                and raw) or ``raw``. prior: codes a file where that makes it smaller still.
-        """
-        if coder not in ("auto", "raw"):
-            raise PolytokError(f"coder={coder!r} is not one of auto, raw")
-        histograms = self.histograms if coder == "auto" else None
-        files = []
-        for item in range(len(codes)):
-            data = bitstream.pack(
-                codes[item], self.spec, weights=self.weights, histograms=histograms, prior=prior
-            )
-            if max_bytes is not None:
-                data = self.truncate(data, max_bytes, prior=prior)
-            files.append(data)
-        return files
-
-    def unpack(
-        self, data: bytes, *, partial: bool = False, prior: bitstream.SymbolModel | None = None
-    ) -> Codes:
-        """Turn the bytes of a ``.ptk`` file into codes; ``prior`` coded it, if one did."""
-        return bitstream.unpack(
-            data,
-            self.spec,
-            weights=self.weights,
-            histograms=self.histograms,
-            prior=prior,
-            partial=partial,
-        )
-
-    def truncate(
-        self, data: bytes, max_bytes: int, *, prior: bitstream.SymbolModel | None = None
-    ) -> bytes:
-        """Return the largest valid prefix of a file that has at most ``max_bytes``."""
-        return bitstream.truncate(
-            data,
-            self.spec,
-            max_bytes,
-            weights=self.weights,
-            histograms=self.histograms,
-            prior=prior,
-        )
 
     def batch(self, signal: Signal, *, seed: int = 0) -> dict[str, torch.Tensor]:
         """What the encoder takes of a mesh, or of a path: a batch of one, on the model's device.

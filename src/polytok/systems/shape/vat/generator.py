@@ -208,7 +208,7 @@ def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") 
     from polytok.systems.shape.generation import ShapeGenerator
 
     config = from_dict(VATGeneratorConfig, info.config)
-    codec = api.load_codec(config.tokenizer, device=device)
+    codec = api.load_codec(config.tokenizer, device=device, modality="shape")
     if codec.weights != config.tokenizer_weights:
         raise WeightsError(
             f"{name} draws codes of weights {config.tokenizer_weights}, but "

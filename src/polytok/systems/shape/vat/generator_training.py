@@ -279,7 +279,7 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
 
     config = override(preset(recipe.preset), **recipe.config)
     sampling = from_dict(CodeSampling, recipe.sampling)
-    codec = api.load_codec(config.tokenizer)
+    codec = api.load_codec(config.tokenizer, modality="shape")
     if config.tokenizer_weights not in ("", codec.weights):
         raise ConfigError(
             f"tokenizer_weights={config.tokenizer_weights}, but {config.tokenizer!r} has "

@@ -1,0 +1,209 @@
+"""Pictures in, codes out, and back: an image tokenizer joined with the image signal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from polytok import bitstream
+from polytok.core.contracts import Codes, Tokenizer, TokenizerSpec
+from polytok.core.errors import PolytokError
+from polytok.signals import image as images
+from polytok.systems.codec import Codec
+
+Signal = Image.Image | Tensor | str | PathLike[str]
+MAX_SIDE = 4096  # of a decoded picture, unless another size is asked for
+LARGEST_SIDE = 16_384
+MICRO_BATCH = 16  # tiles that a network sees together
+
+
+class ImageCodec(Codec):
+    """What ``polytok.load`` returns for an image tokenizer.
+
+    A picture becomes a grid of square tiles, each with tokens of its own; decoded tiles are joined
+    and resized to the picture's own width and height, so its aspect ratio is kept.
+
+    Args:
+        model: takes ``image`` (B, 3, size, size) in [0, 1], gives one level of tokens.
+        size: pixels per side of a tile.
+        name: preset or weights tag. weights: fingerprint, 8 hex digits.
+    """
+
+    def __init__(self, model: Tokenizer, *, size: int, name: str, weights: str) -> None:
+        super().__init__(name=name, weights=weights)
+        self.model, self.size = model.eval().requires_grad_(False), size
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        return self.model.spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; codes and pictures stay on the CPU."""
+        return next(self.model.parameters()).device
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a tile in a whole code."""
+        return self.spec.levels[0].count or 0
+
+    @property
+    def histograms(self) -> list[NDArray[np.int64]] | None:
+        """Counts per token position and id for range coding: the usage in training, in 2^-14 units.
+
+        Bottlenecks that track none, such as those without a table of codes, have none.
+        """
+        usage = getattr(self.model.bottleneck, "usage", None)
+        if usage is None:
+            return None
+        counts = np.rint(usage.double().cpu().numpy() * 2**14).astype(np.int64)
+        return [counts] * self.num_tokens
+
+    def encode(
+        self,
+        signals: Signal | Sequence[Signal],
+        *,
+        tokens: int | None = None,
+        tiles: int = 1,
+        background: Sequence[int] = images.WHITE,
+        note: Callable[[str], object] | None = None,
+    ) -> Codes:
+        """Encode a picture, a path, floats (3, H, W) in [0, 1], or a list of them.
+
+        Args:
+            tokens: keep so many of every tile, the first ones; default all.
+            tiles: along the longest side, 1..16; the other side has as many as keep them nearest
+                to square.
+            background: red, green, blue in 0..255, over which transparency is laid.
+            note: is told, on one line each, what of a picture is changed or left out.
+
+        Raises:
+            SignalError: a picture cannot be read, or an array is no image in [0, 1].
+            PolytokError: ``tokens`` or ``tiles`` is out of range, or the pictures of a list have
+                different numbers of tiles.
+        """
+        if tokens is not None:
+            self._check_tokens(tokens, self.num_tokens)
+        items = (
+            [signals]
+            if isinstance(signals, (Image.Image, Tensor, str, PathLike))
+            else list(signals)
+        )
+        if not items:
+            raise PolytokError("nothing to encode: the list is empty")
+        parts = [self._encode_one(self.read(i, background, note=note), tiles) for i in items]
+        counts = sorted({_num_tiles(part) for part in parts})
+        if len(counts) > 1:
+            raise PolytokError(
+                f"the pictures have {counts[0]} to {counts[-1]} tiles; encode them one by one"
+            )
+        codes = Codes.cat(parts)
+        return codes if tokens is None else self.prefix(codes, tokens)
+
+    def decode(
+        self, codes: Codes, *, tokens: int | None = None, size: int | None = None
+    ) -> list[Image.Image]:
+        """Decode codes to pictures.
+
+        Args:
+            tokens: decode only the first of every tile.
+            size: pixels of the longest side; default that of the original, at most 4096.
+
+        Raises:
+            PolytokError: an argument is out of range.
+        """
+        if size is not None and not 1 <= size <= LARGEST_SIDE:
+            raise PolytokError(f"size={size} is not within 1..{LARGEST_SIDE}")
+        if tokens is not None:
+            codes = self.prefix(codes, tokens)
+        return [self._decode_one(codes[item], size) for item in range(len(codes))]
+
+    def prefix(self, codes: Codes, tokens: int) -> Codes:
+        """Keep the first ``tokens`` tokens of every tile.
+
+        Raises:
+            PolytokError: there are not as many, or the tokenizer decodes whole codes only.
+        """
+        tiles = _num_tiles(codes)
+        self._check_tokens(tokens, codes.indices[0].shape[1] // tiles)
+        return codes.prefix(tokens=tokens * tiles)
+
+    def read(
+        self,
+        signal: Signal,
+        background: Sequence[int] = images.WHITE,
+        *,
+        note: Callable[[str], object] | None = None,
+    ) -> Image.Image:
+        """The ``RGB`` picture that is encoded; see :meth:`encode`."""
+        if isinstance(signal, Tensor):
+            return images.from_array(signal.detach().cpu().numpy())
+        if isinstance(signal, Image.Image):
+            picture = images.plain(signal, note=note)
+        else:
+            picture = images.read(signal, note=note)
+        return images.flat(picture, background, note=note)
+
+    @torch.inference_mode()
+    def _encode_one(self, picture: Image.Image, tiles: int) -> Codes:
+        grid = bitstream.tile_grid(*picture.size, tiles)
+        values = torch.from_numpy(images.to_tiles(picture, self.size, grid))
+        ids = [
+            self.model.encode({"image": part.to(self.device)}).indices[0].cpu()
+            for part in values.split(MICRO_BATCH)
+        ]
+        return Codes(
+            # The first token of every tile, then the second, so a prefix is a shorter code.
+            indices=(torch.cat(ids).T.reshape(1, -1),),
+            meta={"size": torch.tensor([picture.size]), "tiles": torch.tensor([tiles])},
+        )
+
+    @torch.inference_mode()
+    def _decode_one(self, codes: Codes, size: int | None) -> Image.Image:
+        tiles = _num_tiles(codes)
+        ids = codes.indices[0].view(-1, tiles).T
+        width, height = codes.meta["size"][0].tolist()
+        grid = bitstream.tile_grid(width, height, int(codes.meta["tiles"]))
+        values = [
+            self.model.decode(Codes(indices=(part.to(self.device),)))["image"].float().cpu()
+            for part in ids.split(MICRO_BATCH)
+        ]
+        return images.from_tiles(torch.cat(values).numpy(), grid, _fitted((width, height), size))
+
+    def _check_tokens(self, tokens: int, present: int) -> None:
+        if not 1 <= tokens <= present:
+            raise PolytokError(f"tokens={tokens} is not within 1..{present}")
+        if tokens < present and self.spec.prefix != "tokens":
+            raise PolytokError(
+                f"tokens={tokens}: {self.name} decodes whole codes of {present} only"
+            )
+
+
+def _num_tiles(codes: Codes) -> int:
+    """Tiles of the pictures of a batch, the same for all.
+
+    Raises:
+        PolytokError: the codes do not say, or have no whole tokens.
+    """
+    if not codes.indices or not {"size", "tiles"} <= codes.meta.keys():
+        raise PolytokError("codes of pictures have indices, and meta 'size' and 'tiles'")
+    width, height = codes.meta["size"][0].tolist()
+    tiles = math.prod(bitstream.tile_grid(width, height, int(codes.meta["tiles"][0])))
+    if (count := codes.indices[0].shape[1]) % tiles:
+        raise PolytokError(f"{count} tokens are not the same number in all of {tiles} tiles")
+    return tiles
+
+
+def _fitted(original: tuple[int, int], size: int | None) -> tuple[int, int]:
+    """Width and height of a decoded picture: ``size`` on its longest side."""
+    longest = max(original)
+    wanted = min(longest, MAX_SIDE) if size is None else size
+    width, height = (max(1, round(side * wanted / longest)) for side in original)
+    return width, height
