@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -178,7 +179,7 @@ def accuracy(args: argparse.Namespace) -> None:
     """Accuracy of trained classifiers: training-free, and tuned or searched."""
     path = Path(args.data) if args.data else data_folder() / "images" / "cifar10-test.zip"
     protocol = {"data": path.name, "limit": args.limit} | _libraries()
-    keys = ("classifier", "method", "setting")
+    keys = ("classifier", "method", "setting", "seed")
     results = Results("reduction_accuracy", protocol, fresh=args.fresh, keys=keys)
     data: LabelledImages | None = None
     for number, folder in enumerate(args.classifier):
@@ -195,7 +196,8 @@ def accuracy(args: argparse.Namespace) -> None:
             print(results.rows[-1], flush=True)
 
 
-Measured = tuple[tuple[str, str], Callable[[LabelledImages], float], Row]
+# Method, setting and seed of what was tuned on the classifier, how it is scored, and its row.
+Measured = tuple[tuple[str, str, int | None], Callable[[LabelledImages], float], Row]
 
 
 def _untuned(plain: Any) -> Iterator[Measured]:
@@ -203,7 +205,7 @@ def _untuned(plain: Any) -> Iterator[Measured]:
     vit, side = plain.vit, plain.config.size
     found = cost(vit, torch.zeros(1, 3, side, side))
     depth = len(found.blocks)
-    yield ("plain", ""), lambda data: _accuracy(plain, data), {"macs_share": 1.0}
+    yield ("plain", "", None), lambda data: _accuracy(plain, data), {"macs_share": 1.0}
     cases: list[tuple[str, str, dict[str, Any]]] = []
     for keep in KEEPS:
         layers = method("evit")[1].layers(depth)
@@ -220,7 +222,14 @@ def _untuned(plain: Any) -> Iterator[Measured]:
         yield _case(plain, found, name, label, options)
 
 
-def _case(plain: Any, found: ModelCost, name: str, label: str, options: dict[str, Any]) -> Measured:
+def _case(
+    plain: Any,
+    found: ModelCost,
+    name: str,
+    label: str,
+    options: dict[str, Any],
+    seed: int | None = None,
+) -> Measured:
     reducer = method(name, **{k: v for k, v in options.items() if k != "schedule"})[1]
     share = found.reduced(reducer, options["schedule"]) / found.plain()
 
@@ -228,7 +237,7 @@ def _case(plain: Any, found: ModelCost, name: str, label: str, options: dict[str
         with applied(plain.vit, name, **options):
             return _accuracy(plain, data)
 
-    return (name, label), measure, {"macs_share": share}
+    return (name, label, seed), measure, {"macs_share": share}
 
 
 def _tuned(folders: list[Path], classifier: Path, plain: Any) -> Iterator[Measured]:
@@ -236,31 +245,34 @@ def _tuned(folders: list[Path], classifier: Path, plain: Any) -> Iterator[Measur
     side = plain.config.size
     found = cost(plain.vit, torch.zeros(1, 3, side, side))
     for folder in folders:
-        recipe = (folder / "recipe.json").read_text()
-        if f'"{classifier.name}"' not in recipe and f'/{classifier.name}"' not in recipe:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        if Path(recipe["init"]).name != classifier.name:
             continue
+        seed = recipe["train"]["seed"]
         info = hub.read_info(folder)
         model = SYSTEMS[info.system].load().load_model(folder, info, name="")
         if info.system == "diffrate":
             label = f"searched for {model.config.share:.0%}"
-            yield from _searched(plain, found, model.found(), label)
+            yield from _searched(plain, found, model.found(), label, seed)
             continue
         reduction = reduction_of(model)
         share = found.reduced(reduction.reducer, reduction.schedule) / found.plain()
         label = f"tuned, {reduction.schedule}"
         row = {"macs_share": share, "source": folder.name}
-        yield (reduction.method, label), lambda data, m=model: _accuracy(m, data), row
+        yield (reduction.method, label, seed), lambda data, m=model: _accuracy(m, data), row
 
 
-def _searched(plain: Any, found: ModelCost, reducer: DiffRate, label: str) -> Iterator[Measured]:
+def _searched(
+    plain: Any, found: ModelCost, reducer: DiffRate, label: str, seed: int
+) -> Iterator[Measured]:
     """Counts that were found, and even counts and EViT at no fewer MACs."""
     depth = len(found.blocks)
     spent = found.reduced(reducer, reducer.schedule(depth))
     lists = {"prune": reducer.prune, "merge": reducer.merge, "schedule": reducer.schedule(depth)}
-    yield _case(plain, found, "diffrate", label, lists)
+    yield _case(plain, found, "diffrate", label, lists, seed)
     for name in ("diffrate", "evit"):
         even = found.schedule(method(name)[1], spent)
-        yield _case(plain, found, name, f"even, as {label}", {"schedule": even})
+        yield _case(plain, found, name, f"even, as {label}", {"schedule": even}, seed)
 
 
 def _loaded(folder: Path) -> Any:
@@ -282,8 +294,6 @@ def _first(data: LabelledImages, limit: int | None) -> LabelledImages:
 
 def plot(args: argparse.Namespace) -> None:
     """Accuracy over the share of MACs, by method, from the stored rows."""
-    import json
-
     import matplotlib
 
     matplotlib.use("Agg")

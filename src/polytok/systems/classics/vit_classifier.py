@@ -121,7 +121,7 @@ def build_vit(config: ViTClassifierConfig) -> nn.Module:
         PolytokError: timm is not installed.
     """
     timm = import_hf("timm.models.vision_transformer")
-    return timm.VisionTransformer(
+    vit: nn.Module = timm.VisionTransformer(
         img_size=config.size,
         patch_size=config.stride,
         num_classes=config.num_classes,
@@ -129,8 +129,11 @@ def build_vit(config: ViTClassifierConfig) -> nn.Module:
         depth=config.num_layers,
         num_heads=config.num_heads,
         embed_layer=ConvStem,
-        patch_drop_rate=0.5,  # of training in the stage "sparse" alone, see STAGES
+        patch_drop_rate=0.5,
     )
+    # The stage "sparse" alone drops patches, see STAGES.
+    vit.patch_drop.prob = 0.0  # type: ignore[union-attr]
+    return vit
 
 
 class ViTClassifier(nn.Module):
