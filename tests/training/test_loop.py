@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, PolytokError, UnknownNameError, WeightsError
-from polytok.training import FitResult, TrainConfig, fit
+from polytok.training import FitResult, TrainConfig, fit, loop
 from training import _stub as stub
 
 HERE = Path(__file__).parent
@@ -268,6 +268,15 @@ def test_bf16_trains_fp32_weights(tmp_path: Path) -> None:
     lines = records(tmp_path)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_is_what_the_machine_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda device: has_bf16)
+    run(tmp_path, 16, replace(CONFIG, precision="auto"))
+    assert {line["precision"] for line in records(tmp_path) if "loss" in line} == {precision}
 
 
 def test_tensorboard_gets_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

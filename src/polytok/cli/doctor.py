@@ -29,6 +29,7 @@ def report() -> dict[str, Any]:
     from polytok.core import hub
     from polytok.core.registry import WEIGHTS
     from polytok.systems.api import SHIPPED
+    from polytok.training.config import computes_in_bf16
 
     facts: dict[str, Any] = {"polytok": polytok.__version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -41,6 +42,7 @@ def report() -> dict[str, Any]:
     facts["threads"] = torch.get_num_threads()
     accelerator = torch.accelerator.is_available()
     facts["accelerator"] = str(torch.accelerator.current_accelerator()) if accelerator else "none"
+    facts["bf16"] = computes_in_bf16("accelerator" if accelerator else "cpu")
     for tag, weights in WEIGHTS.items():
         is_whole = hub.fingerprint(SHIPPED / weights.path) == weights.fingerprint
         facts[tag] = "ok" if is_whole else "damaged: another fingerprint than registered"

@@ -8,6 +8,13 @@ from typing import Literal
 from polytok.core.errors import ConfigError
 
 
+def computes_in_bf16(device: str) -> bool:
+    """Whether a kind of device has bf16 arithmetic; CPUs without AVX-512 only imitate it."""
+    import torch
+
+    return device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimiser, schedule and bookkeeping of a run. Everything "every" counts samples.

@@ -17,7 +17,7 @@ from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError, PolytokError
 from polytok.core.seeding import derive, torch_rng
 from polytok.training import checkpoint
-from polytok.training.config import TrainConfig
+from polytok.training.config import TrainConfig, computes_in_bf16
 from polytok.training.ema import WeightAverage, own_parameters
 from polytok.training.interrupt import Interrupt
 from polytok.training.log import Means, RunLog
@@ -126,8 +126,7 @@ class _Run:
         self.device = accelerator.device
         self.precision = config.precision
         if config.precision == "auto":
-            has_bf16 = self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            self.precision = "bf16" if has_bf16 else "fp32"
+            self.precision = "bf16" if computes_in_bf16(self.device.type) else "fp32"
         self.model: Any = model.to(self.device)
         self.plan = Plan.of(stages, config.batch_size)
         self.parameters = own_parameters(model)
