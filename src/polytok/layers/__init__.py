@@ -4,8 +4,10 @@ from polytok.layers.anchors import AnchorExchange
 from polytok.layers.attention import attend
 from polytok.layers.frozen import Frozen
 from polytok.layers.positions import PLANE_AXES, FourierEmbedding
+from polytok.layers.prefix_dropout import PrefixDropout, length_odds
 from polytok.layers.score_hook import added_scores, read_scores
 from polytok.layers.transformer import Block, CrossBlock, FeedForward, compute_dtype, unit_gain
+from polytok.layers.vit import SelfAttention, ViTBlock
 
 __all__ = [
     "PLANE_AXES",
@@ -15,9 +17,13 @@ __all__ = [
     "FeedForward",
     "FourierEmbedding",
     "Frozen",
+    "PrefixDropout",
+    "SelfAttention",
+    "ViTBlock",
     "added_scores",
     "attend",
     "compute_dtype",
+    "length_odds",
     "read_scores",
     "unit_gain",
 ]

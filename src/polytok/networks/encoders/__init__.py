@@ -1,5 +1,6 @@
 """Encoder networks by kind."""
 
+from polytok.networks.encoders.latent_query import LatentQueryEncoder
 from polytok.networks.encoders.point import PointEncoder
 
-__all__ = ["PointEncoder"]
+__all__ = ["LatentQueryEncoder", "PointEncoder"]
