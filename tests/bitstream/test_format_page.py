@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from polytok.bitstream import describe_writer, pack, sizes, unpack, writer_id
@@ -14,7 +15,7 @@ from polytok.core.contracts import Codes, TokenizerSpec
 from polytok.systems.shape.vat.config import PRESETS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ptk-format.md").read_text()
-PACKED, PRIOR_CODED = map(bytes.fromhex, re.findall(r"```\n(.*?)```", PAGE, re.DOTALL))
+PACKED, PRIOR_CODED, IMAGE = map(bytes.fromhex, re.findall(r"```\n(.*?)```", PAGE, re.DOTALL))
 
 
 def test_example_of_a_packed_file(make_spec: Callable[..., TokenizerSpec]) -> None:
@@ -43,6 +44,30 @@ def test_example_of_a_prior_coded_file(
     assert len(pack(codes, spec, weights="0badcafe")) == 46
     back = unpack(PRIOR_CODED, spec, weights="0badcafe", prior=prior)
     assert all(map(torch.equal, back.indices, codes.indices))
+
+
+def test_example_of_an_image(image_spec: Callable[..., TokenizerSpec]) -> None:
+    spec = image_spec(16, 3)
+    codes = Codes(
+        indices=(torch.tensor([[10, 1, 2, 15, 0, 7]]),),
+        meta={"size": torch.tensor([[300, 150]]), "tiles": torch.tensor([2])},
+    )
+    assert pack(codes, spec, weights="0badcafe") == IMAGE
+    back = unpack(IMAGE, spec, weights="0badcafe")
+    assert torch.equal(back.indices[0], codes.indices[0])
+    assert {k: v.tolist() for k, v in back.meta.items()} == {"size": [[300, 150]], "tiles": [2]}
+
+
+def test_sizes_of_small_pictures(image_spec: Callable[..., TokenizerSpec]) -> None:
+    found = re.search(r"a 64 x 64 picture with ([\d, ]+) tokens", PAGE)
+    assert found is not None
+    tokens = [int(n) for n in found[1].split(", ")]
+    rows = re.findall(r"^\| (\d+) \| ([\d, ]+) \|$", PAGE, re.MULTILINE)
+    assert [vocab for vocab, _ in rows] == ["1024", "4096"]
+    meta = {"size": np.array([64, 64]), "tiles": np.array(1)}
+    for vocab, listed in rows:
+        whole = sizes(image_spec(int(vocab), 127), meta)
+        assert listed == ", ".join(str(whole[k - 1]) for k in tokens)
 
 
 def test_lists_of_writers() -> None:
