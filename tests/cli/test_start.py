@@ -19,7 +19,9 @@ PROBE = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["encode", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["encode", "--help"], ["decode", "--help"]]
+)
 def test_start_is_light(arguments: list[str]) -> None:
     best = float("inf")
     code = PROBE.format(arguments=arguments)

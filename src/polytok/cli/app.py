@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from polytok.cli import collapse, mixture, reduce, show
+from polytok.cli import collapse, kinds, mixture, reduce, show
 from polytok.cli.classify import classify
 from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
 
-DEFAULT_MODEL = "vat-512b-small"
 DEFAULT_GENERATOR = "vat-512b-small-gen"
 DEFAULT_CFG = 2.0
 
@@ -33,11 +32,23 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result g
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="Weights tag, preset, or a folder with config.json.")]
+AnyModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Weights tag, preset, or a folder; by default as the inputs are."),
+]
 Generator = Annotated[
     str, typer.Option("--model", help="Weights tag, preset, or a folder of a generator.")
 ]
 Seed = Annotated[int, typer.Option(help="Of every random draw.", min=0)]
 Effort = Annotated[int, typer.Option(help="0 feed-forward .. 9 longest search.", min=0, max=9)]
+ShapeEffort = Annotated[
+    int | None,
+    typer.Option("--effort", help="Shapes: 0 (default) .. 9 longest search.", min=0, max=9),
+]
+Tokens = Annotated[int | None, typer.Option(help="Images: only the first of every tile.", min=1)]
+Tiles = Annotated[
+    int | None, typer.Option(help="Images: tiles along the longest side, 1 (default) to 16.", min=1)
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Prior = Annotated[str | None, typer.Option(help="Generator of --coder prior, if not the usual.")]
 PriorText = Annotated[
@@ -54,17 +65,27 @@ MeshFormat = Annotated[
     str, typer.Option("--format", help="Extension, when the output is a folder.")
 ]
 Resolution = Annotated[int, typer.Option("--res", help="Grid cells a side.")]
+ShapeResolution = Annotated[
+    int | None, typer.Option("--res", help="Shapes: grid cells a side; default 128.")
+]
 Device = Annotated[str, typer.Option(help="cpu, or an accelerator torch knows.")]
 
 
 @app.command()
 def encode(
-    inputs: Annotated[list[str], typer.Argument(help="Meshes: files, globs or folders.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Meshes or pictures: files, globs or folders.")
+    ],
     output: Output,
-    model: Model = DEFAULT_MODEL,
-    effort: Effort = 0,
+    model: AnyModel = None,
     max_bytes: Annotated[
-        int | None, typer.Option("--bytes", help="Keep the most scales that fit.", min=1)
+        int | None, typer.Option("--bytes", help="Keep the most scales or tokens that fit.", min=1)
+    ] = None,
+    effort: ShapeEffort = None,
+    tokens: Tokens = None,
+    tiles: Tiles = None,
+    background: Annotated[
+        str | None, typer.Option(help="Images: colour behind transparency; default white.")
     ] = None,
     coder: Annotated[
         str, typer.Option(help="auto, raw (no range coding), or prior (smallest, slower).")
@@ -77,22 +98,25 @@ def encode(
     as_json: AsJson = False,
     seed: Seed = 0,
 ) -> None:
-    """Turn meshes into .ptk files of at most 512 bytes."""
+    """Turn meshes or pictures into .ptk files of a few hundred bytes or less."""
     from polytok.cli.batch import Batch
     from polytok.core.files import write_bytes
     from polytok.systems import api
 
-    batch = Batch.of(inputs, output, ".ptk", force=force)
-    batch.check_targets((".ptk",))
-    codec = api.load_codec(model, device=show.ready(device, threads), modality="shape")
+    kind, name = kinds.of_inputs(model, inputs)
+    image = {"tokens": tokens, "tiles": tiles, "background": background}
+    given = kinds.options(kind, kind.encode, effort=effort, seed=seed or None, **image)
+    batch = Batch.of(inputs, output, ".ptk", force=force, known=kind.EXTENSIONS)
+    batch.check_targets(lambda _: (".ptk",))
+    codec = api.load_codec(name, device=show.ready(device, threads))
     if coder != "prior" and (prior, text) != (None, None):
         raise PolytokError("--prior and --text belong to --coder prior")
     symbols = api.prior_of(codec, prior, text) if coder == "prior" else None
     static = "auto" if symbols else coder
+    show.notice(codec)
 
     def work(source: Path, target: Path) -> dict[str, Any]:
-        show.dropped(source)
-        codes = codec.encode(source, effort=effort, seed=seed)
+        codes = kind.encode(codec, source, **given)
         data = codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
         write_bytes(target, data, force=force)
         return {"bytes": len(data), "source_bytes": source.stat().st_size}
@@ -104,11 +128,25 @@ def encode(
 def decode(
     inputs: Annotated[list[str], typer.Argument(help=".ptk files, globs or folders.")],
     output: Output,
-    resolution: Resolution = 128,
-    levels: Annotated[int | None, typer.Option(help="Decode only the first scales.", min=1)] = None,
-    faces: Annotated[int | None, typer.Option(help="Decimate to at most so many.", min=4)] = None,
+    resolution: ShapeResolution = None,
+    levels: Annotated[
+        int | None, typer.Option(help="Shapes: decode only the first scales.", min=1)
+    ] = None,
+    faces: Annotated[
+        int | None, typer.Option(help="Shapes: decimate to at most so many.", min=4)
+    ] = None,
+    tokens: Tokens = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Images: longest side; default the original, at most 4096.", min=1),
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Images: a sheet of prefixes, such as 4,8,16 tokens.")
+    ] = None,
     partial: Annotated[bool, typer.Option(help="Accept a file that was cut.")] = False,
-    format_: MeshFormat = "glb",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Extension, when the output is a folder.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
     prior: Prior = None,
     text: PriorText = None,
@@ -116,33 +154,23 @@ def decode(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn .ptk files back into meshes (glb, obj, ply, stl by extension)."""
-    from polytok import bitstream
+    """Turn .ptk files back into meshes (glb, obj, ply, stl) or pictures (png, jpg, webp)."""
     from polytok.cli.batch import Batch
-    from polytok.signals import mesh as meshes
-    from polytok.systems import api
 
-    batch = Batch.of(inputs, output, f".{format_.lstrip('.')}", force=force, known=(".ptk",))
-    batch.check_targets(meshes.WRITABLE)
+    def suffix(source: Path) -> str:
+        return f".{format_.lstrip('.')}" if format_ else kinds.of_code(source).SUFFIX
+
+    batch = Batch.of(inputs, output, suffix, force=force, known=(".ptk",))
+    batch.check_targets(lambda source: kinds.of_code(source).WRITABLE)
     show.ready("cpu", threads)
-    # By fingerprint: a folder of codes loads its weights once.
-    codecs: dict[str, Any] = {}
-    priors: dict[str | None, Any] = {None: None}
+    opened = kinds.Opened(model, prior, text)
+    shape = {"res": resolution, "levels": levels, "faces": faces}
+    image = {"tokens": tokens, "size": size, "lengths": lengths}
 
     def work(source: Path, target: Path) -> dict[str, Any]:
-        data = api.read_code(source)
-        header = bitstream.read_header(data)
-        if header.weights not in codecs:
-            codecs[header.weights] = api.codec_for(data, model)
-        codec = codecs[header.weights]
-        if header.prior not in priors:
-            priors[header.prior] = api.prior_for(data, prior, text)
-        codes = codec.unpack(data, partial=partial, prior=priors[header.prior])
-        if partial and not header.is_intact:
-            show.note(f"{source}: cut or damaged; decoding its {len(codes.indices)} whole scales")
-        mesh = codec.decode(codes, resolution=resolution, levels=levels, faces=faces)[0]
-        meshes.write(mesh, target, force=force)
-        return {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+        kind, codec, codes = opened.read(source, partial=partial)
+        given = kinds.options(kind, kind.decode, **shape, **image)
+        return kind.decode(codec, codes, target, force=force, **given)
 
     raise typer.Exit(batch.run(work, as_json=as_json, verb="decoding"))
 
@@ -155,32 +183,26 @@ def info(
     text: PriorText = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a .ptk file holds: bytes, bits per scale, model, box."""
+    """Say what a .ptk file holds: bytes, bits, model, and the box or sides of its signal."""
     from polytok import bitstream
     from polytok.systems import api
 
     data = api.read_code(path)
     header = bitstream.read_header(data)
-    codec = api.codec_for(data, model)
+    kind, codec = kinds.of_modality(header.modality), api.codec_for(data, model)
     if not header.is_intact:
-        show.note(f"{path}: cut or damaged; this is what its whole scales say")
+        show.note(f"{path}: cut or damaged; this is what its whole {kind.UNIT} say")
     symbols = api.prior_for(data, prior, text)
     codes = codec.unpack(data, partial=not header.is_intact, prior=symbols)
-    half = 0.98 / header.scale
     facts = {
         "file": str(path),
         "bytes": len(data),
         "model": codec.name,
         "weights": header.weights,
-        "scales": header.levels,
-        "tokens": [int(i.shape[1]) for i in codes.indices],
-        "bits": [round(b, 1) for b in bitstream.bits_per_level(codes, codec.spec)],
         "coder": (
             "prior" if header.is_prior_coded else "range" if header.is_range_coded else "raw"
         ),
-        "prefix_bytes": bitstream.sizes(codec.spec)[: header.levels],
-        "centre": [float(c) for c in header.centre],
-        "longest_side": 2 * half,
+        **kind.facts(codec, header, codes, len(data)),
     }
     show.facts(facts, as_json=as_json)
 
@@ -189,19 +211,30 @@ def info(
 def truncate(
     path: Annotated[Path, typer.Argument(help="A .ptk file.")],
     output: Output,
-    max_bytes: Annotated[int, typer.Option("--bytes", help="Largest size of the result.", min=1)],
+    max_bytes: Annotated[
+        int | None, typer.Option("--bytes", help="Largest size of the result.", min=1)
+    ] = None,
+    tokens: Tokens = None,
     model: Annotated[str | None, typer.Option(help="Weights that no registry knows.")] = None,
     prior: Prior = None,
     text: PriorText = None,
     force: Force = False,
 ) -> None:
-    """Write the largest valid prefix of a .ptk file that fits into so many bytes."""
+    """Write the largest valid prefix of a .ptk file that fits into so many bytes or tokens."""
     from polytok.core.files import write_bytes
     from polytok.systems import api
 
+    if (max_bytes is None) == (tokens is None):
+        raise PolytokError("truncate takes either --bytes or --tokens")
     data = api.read_code(path)
     symbols = api.prior_for(data, prior, text)
-    shorter = api.codec_for(data, model).truncate(data, max_bytes, prior=symbols)
+    codec = api.codec_for(data, model)
+    if max_bytes is not None:
+        shorter = codec.truncate(data, max_bytes, prior=symbols)
+    else:
+        kind = kinds.of_modality(codec.spec.modality)
+        given = kinds.options(kind, kind.prefix, tokens=tokens)
+        shorter = codec.pack(kind.prefix(codec, codec.unpack(data, prior=symbols), **given))[0]
     write_bytes(output, shorter, force=force)
     print(f"{output}: {len(shorter)} bytes of {len(data)}")
 
@@ -325,54 +358,54 @@ def score(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="The mesh to judge.")],
+    first: Annotated[Path, typer.Argument(help="The mesh or picture to judge.")],
     second: Annotated[Path, typer.Argument(help="The truth.")],
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score one mesh against another: F-scores, Chamfer distances, normal consistency."""
-    from polytok.metrics import shape_scores
-    from polytok.signals import mesh as meshes
-
-    scores = shape_scores(meshes.read(first), meshes.read(second), seed=seed)
-    show.facts({k: round(v, 5) for k, v in scores.as_dict().items()}, as_json=as_json)
+    """Score a mesh or picture against another: distances of surfaces, or PSNR and SSIM."""
+    kind = kinds.of_files(first, second)
+    given = kinds.options(kind, kind.compare, seed=seed or None)
+    show.facts(kind.compare(first, second, **given), as_json=as_json)
 
 
 @app.command()
 def evaluate(
-    source: Annotated[Path, typer.Argument(help="Folder or zip of meshes.")],
-    model: Model = DEFAULT_MODEL,
-    effort: Effort = 0,
-    every: Annotated[int, typer.Option(help="Only every n-th shape.", min=1)] = 1,
-    limit: Annotated[int | None, typer.Option(help="At most so many shapes.", min=1)] = None,
-    resolution: Resolution = 128,
-    prefixes: Annotated[bool, typer.Option(help="Score every prefix of scales too.")] = False,
+    source: Annotated[Path, typer.Argument(help="Folder or zip of meshes or pictures.")],
+    model: AnyModel = None,
+    every: Annotated[int, typer.Option(help="Only every n-th file.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="At most so many files.", min=1)] = None,
+    effort: ShapeEffort = None,
+    resolution: ShapeResolution = None,
+    tokens: Tokens = None,
+    tiles: Tiles = None,
+    max_bytes: Annotated[
+        int | None, typer.Option("--bytes", help="Images: the most tokens that fit.", min=1)
+    ] = None,
+    prefixes: Annotated[bool, typer.Option(help="Score prefixes of the codes too.")] = False,
     seed: Seed = 0,
     threads: Threads = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file.")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a tokenizer on a folder or zip of meshes, with bootstrap intervals."""
+    """Score a tokenizer on a folder or zip of meshes or pictures, with bootstrap intervals."""
     from polytok.cli.evaluate import evaluate as run
     from polytok.core.files import write_text
+    from polytok.systems import api
 
     if output is not None and output.exists() and not force:
         raise PolytokError(f"{output} exists already; use --force to replace it")
+    kind, name = kinds.of_inputs(model, [str(source)])
+    shape = {"effort": effort, "res": resolution}
+    image = {"tokens": tokens, "tiles": tiles, "bytes": max_bytes}
+    given = kinds.options(kind, kind.score, prefixes=prefixes or None, **shape, **image)
     show.ready("cpu", threads)
-    report = run(
-        source,
-        model=model,
-        effort=effort,
-        every=every,
-        limit=limit,
-        resolution=resolution,
-        prefixes=prefixes,
-        seed=seed,
-    )
+    codec = api.load_codec(name)
+    report = run(source, codec, kind, every=every, limit=limit, seed=seed, options=given)
     if output is not None:
         write_text(output, json.dumps(report, indent=1) + "\n", force=force)
-    show.evaluation(report, as_json=as_json)
+    show.evaluation(report, kind.NOUN, kind.settings(**given), as_json=as_json)
     raise typer.Exit(2 if report["failures"] else 0)
 
 
@@ -440,7 +473,7 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("polytok-demo"),
-    model: Model = DEFAULT_MODEL,
+    model: Model = kinds.DEFAULT_MODELS["shape"],
     effort: Effort = 5,
     seed: Seed = 0,
     force: Force = False,

@@ -14,6 +14,7 @@ from polytok.cli import show
 from polytok.core.errors import PolytokError, one_line
 
 Work = Callable[[Path, Path], dict[str, Any]]
+Suffix = Callable[[Path], str]
 FAILED = 2
 
 
@@ -28,16 +29,16 @@ class Batch:
     def of(
         inputs: list[str],
         output: Path,
-        suffix: str,
+        suffix: str | Suffix,
         *,
         force: bool,
-        known: tuple[str, ...] | None = None,
+        known: tuple[str, ...],
     ) -> Batch:
         """Expand files, globs and folders; one plain file may be given a file as output.
 
         Args:
-            suffix: of results in an output folder. known: extensions looked for in folders;
-                default those of meshes.
+            suffix: of results in an output folder, or what gives that of a source.
+            known: extensions looked for in folders.
 
         Raises:
             PolytokError: nothing matches, several inputs share a result, or a result exists and
@@ -50,7 +51,8 @@ class Batch:
         elif output.is_file():
             raise PolytokError(f"{output} is a file, but there are {len(sources)} inputs")
         else:
-            jobs = [(s, output / below.with_suffix(suffix)) for s, below in sources]
+            to = suffix if callable(suffix) else lambda _: suffix
+            jobs = [(s, output / below.with_suffix(to(s))) for s, below in sources]
         targets = [t for _, t in jobs]
         if len(set(targets)) < len(targets):
             twice = next(t for t in targets if targets.count(t) > 1)
@@ -61,10 +63,14 @@ class Batch:
                 raise PolytokError(f"{taken[0]} exists already; use --force to replace it")
         return Batch(tuple(jobs), is_single)
 
-    def check_targets(self, known: tuple[str, ...]) -> None:
-        """Refuse results of an unknown kind before any work is done."""
-        for _, target in self.jobs:
-            if target.suffix.lower() not in known:
+    def check_targets(self, writable: Callable[[Path], tuple[str, ...]]) -> None:
+        """Refuse results of an unknown kind before any work is done.
+
+        Args:
+            writable: extensions that the result of a source may have.
+        """
+        for source, target in self.jobs:
+            if target.suffix.lower() not in (known := writable(source)):
                 raise PolytokError(
                     f"{target} has extension {target.suffix or 'none'!r}; known: {', '.join(known)}"
                 )
@@ -99,12 +105,8 @@ def _named(source: Path, reason: str) -> str:
     return reason if reason.startswith(str(source)) else f"{source}: {reason}"
 
 
-def _expand(inputs: list[str], known: tuple[str, ...] | None) -> list[tuple[Path, Path]]:
+def _expand(inputs: list[str], known: tuple[str, ...]) -> list[tuple[Path, Path]]:
     """Inputs, each with its path below the folder it was found in."""
-    if known is None:
-        from polytok.signals.mesh import EXTENSIONS
-
-        known = EXTENSIONS
     found: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text)

@@ -6,7 +6,10 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from polytok.systems.codec import Codec
 
 Item = TypeVar("Item")
 
@@ -54,6 +57,14 @@ def dropped(source: Path) -> None:
         note(f"{source}: {', '.join(names)} dropped; only the geometry is encoded")
 
 
+def notice(codec: Codec) -> None:
+    """Say what whoever encodes with these weights should know, if anything."""
+    from polytok.systems import api
+
+    if text := api.notice(codec):
+        note(f"{codec.name}: {text}")
+
+
 def facts(values: dict[str, Any], *, as_json: bool) -> None:
     """Print names and values, one a line."""
     if as_json:
@@ -76,18 +87,20 @@ def systems(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         print(f"  weights  {' '.join(row['weights']) or 'none'}")
 
 
-def evaluation(report: dict[str, Any], *, as_json: bool) -> None:
-    """Print the summary of an evaluation, with what each number means."""
+def evaluation(
+    report: dict[str, Any], noun: str, settings: dict[str, Any], *, as_json: bool
+) -> None:
+    """Print the summary of an evaluation of ``noun``s under some settings."""
     if as_json:
         print(json.dumps(report))
         return
-    head = f"{report['model']}, effort {report['effort']}, {report['resolution']}^3 grid"
-    print(f"{head}: {report['encoded']} of {report['shapes']} shapes")
+    head = ", ".join([report["model"], *(f"{k} {v}" for k, v in settings.items())])
+    print(f"{head}: {report['encoded']} of {report[noun + 's']} {noun}s")
     for name, value in report["summary"].items():
         interval = f"{value['mean']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
         print(f"  {name:<20} {interval}")
     for failure in report["failures"]:
-        note(f"failed: {failure['shape']}: {failure['reason']}")
+        note(f"failed: {failure[noun]}: {failure['reason']}")
 
 
 def demo(rows: list[dict[str, Any]], output: Path) -> None:

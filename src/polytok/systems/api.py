@@ -51,9 +51,15 @@ def find_weights(name: StrPath) -> tuple[Path, str]:
     return _find(str(name))
 
 
-def system_of(name: StrPath) -> registry.System:
-    """The registered system of a model by its name, see :func:`load`; nothing is built."""
-    return _described(name)[2]
+def system_of(name: StrPath, *, kind: registry.Kind | None = None) -> registry.System:
+    """The registered system of a model by its name, see :func:`load`; nothing is built.
+
+    Raises:
+        WeightsError: it is not of this kind.
+    """
+    system = _described(name)[2]
+    _check(name, system, kind or system.kind, None)
+    return system
 
 
 @overload

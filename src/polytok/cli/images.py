@@ -1,0 +1,223 @@
+"""Pictures on the command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor
+
+from polytok import bitstream
+from polytok.cli import show
+from polytok.core.contracts import Codes
+from polytok.core.errors import PolytokError, SignalError
+from polytok.signals import image as images
+from polytok.signals.sheet import sheet
+from polytok.systems.image.codec import ImageCodec
+
+NOUN, UNIT, SUFFIX = "image", "tokens", ".png"
+FACTS = ("width", "height")
+EXTENSIONS, WRITABLE = images.EXTENSIONS, images.WRITABLE
+SHEET_COLUMNS = 8
+SHEET_SIDE = 256  # of the pictures of a sheet, unless another size is asked for
+
+Row = dict[str, Any]
+
+
+def encode(
+    codec: ImageCodec,
+    source: Path,
+    *,
+    tokens: int | None = None,
+    tiles: int = 1,
+    background: str = "white",
+) -> Codes:
+    """Encode a picture file, and say what of it is changed or left out."""
+    return codec.encode(
+        source,
+        tokens=tokens,
+        tiles=tiles,
+        background=_colour(background),
+        note=lambda text: show.note(f"{source}: {text}"),
+    )
+
+
+def decode(
+    codec: ImageCodec,
+    codes: Codes,
+    target: Path,
+    *,
+    force: bool,
+    tokens: int | None = None,
+    size: int | None = None,
+    lengths: str | None = None,
+) -> Row:
+    """Write the picture of a code, or a sheet of pictures of its prefixes."""
+    if lengths is not None:
+        if tokens is not None:
+            raise PolytokError("--lengths and --tokens exclude each other")
+        return _decode_sheet(codec, codes, target, _numbers(lengths), size, force=force)
+    picture = codec.decode(codes, tokens=tokens, size=size)[0]
+    original = tuple(codes.meta["size"][0].tolist())
+    if size is None and picture.size != original:
+        show.note(
+            f"{target}: {picture.width} x {picture.height} of {original[0]} x {original[1]} "
+            "pixels; --size asks for more"
+        )
+    images.write(picture, target, force=force)
+    return {"width": picture.width, "height": picture.height}
+
+
+def count(codec: ImageCodec, codes: Codes) -> int:
+    """Tokens of every tile of a code."""
+    return len(bitstream.bits_per_level(codes, codec.spec))
+
+
+def prefix(codec: ImageCodec, codes: Codes, *, tokens: int) -> Codes:
+    """The first tokens of every tile of a code."""
+    return codec.prefix(codes, tokens)
+
+
+def facts(codec: ImageCodec, header: bitstream.Header, codes: Codes, size: int) -> Row:
+    """Width, height, tiles, tokens of each, and bits per pixel."""
+    width, height = header.size
+    bits = bitstream.bits_per_level(codes, codec.spec)
+    return {
+        "width": width,
+        "height": height,
+        "tiles": list(header.grid),
+        "tokens": len(bits),
+        "bits": round(sum(bits), 1),
+        "bits_per_pixel": _per_pixel(size, (width, height)),
+        "smallest_bytes": bitstream.sizes(codec.spec, header.meta)[0],
+    }
+
+
+def compare(first: Path, second: Path) -> Row:
+    """PSNR and SSIM of a picture against the true one, both laid over white."""
+    pictures = [read(path) for path in (first, second)]
+    one, other = pictures
+    if one.size != other.size:
+        raise SignalError(
+            f"{first} is {one.width} x {one.height}, {second} is {other.width} x {other.height}; "
+            "pictures to compare have one size"
+        )
+    return {k: round(v, 5) for k, v in _scores(one, other).items()}
+
+
+def conventions() -> Row:
+    """What the scores mean."""
+    from polytok.metrics.image import CONVENTIONS
+
+    return dict(CONVENTIONS)
+
+
+def settings(
+    *,
+    tokens: int | None = None,
+    bytes: int | None = None,
+    tiles: int = 1,
+    prefixes: bool = False,
+) -> Row:
+    """What the scores depend on."""
+    return {"tokens": tokens or "all", "bytes": bytes or "any", "tiles": tiles}
+
+
+def read(path: Path) -> Image.Image:
+    """Read a picture to score against, laid over white."""
+    return images.flat(images.read(path))
+
+
+def failed(picture: Image.Image, *, seed: int) -> None:
+    """A picture that cannot be encoded has no scores."""
+
+
+def score(
+    codec: ImageCodec,
+    picture: Image.Image,
+    *,
+    seed: int,
+    tokens: int | None = None,
+    bytes: int | None = None,
+    tiles: int = 1,
+    prefixes: bool = False,
+) -> Row:
+    """Encode, decode and score a picture, and prefixes of 1, 2, 4, ... tokens if asked for."""
+    start = time.perf_counter()
+    codes = codec.encode(picture, tokens=tokens, tiles=tiles)
+    [data] = codec.pack(codes, max_bytes=bytes)
+    middle = time.perf_counter()
+    codes = codec.unpack(data)
+    decoded = codec.decode(codes)[0]
+    end = time.perf_counter()
+    truth = picture
+    if decoded.size != picture.size:
+        truth = picture.resize(decoded.size, Image.Resampling.LANCZOS)
+    kept = count(codec, codes)
+    row: Row = {
+        "width": picture.width,
+        "height": picture.height,
+        "tokens": kept,
+        "bytes": len(data),
+        "bits_per_pixel": _per_pixel(len(data), picture.size),
+        "encode_seconds": round(middle - start, 3),
+        "decode_seconds": round(end - middle, 3),
+        **_scores(decoded, truth),
+    }
+    if prefixes:
+        for k in (2**n for n in range(kept.bit_length()) if 2**n < kept):
+            short = codec.decode(codes, tokens=k)[0]
+            row |= {f"prefix_{k}_{name}": v for name, v in _scores(short, truth).items()}
+    return row
+
+
+def _scores(picture: Image.Image, truth: Image.Image) -> dict[str, float]:
+    from polytok.metrics.image import psnr, ssim
+
+    one, other = (
+        torch.from_numpy(np.array(p)).permute(2, 0, 1)[None].float() / 255 for p in (picture, truth)
+    )
+    return {"psnr": float(psnr(one, other)), "ssim": float(ssim(one, other))}
+
+
+def _decode_sheet(
+    codec: ImageCodec,
+    codes: Codes,
+    target: Path,
+    lengths: list[int],
+    size: int | None,
+    *,
+    force: bool,
+) -> Row:
+    cells = []
+    for length in lengths:
+        short = codec.prefix(codes, length)
+        picture = codec.decode(short, size=size or SHEET_SIDE)[0]
+        word = "token" if length == 1 else "tokens"
+        cells.append((f"{length} {word}\n{len(codec.pack(short)[0]):,} B", picture))
+    rows = [cells[k : k + SHEET_COLUMNS] for k in range(0, len(cells), SHEET_COLUMNS)]
+    made = sheet(rows)
+    images.write(made, target, force=force)
+    return {"pictures": len(cells), "width": made.width, "height": made.height}
+
+
+def _per_pixel(size: int, sides: tuple[int, int]) -> float:
+    return round(8 * size / (sides[0] * sides[1]), 5)
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise PolytokError(f"--background {text!r} is no colour: a name, or #rrggbb") from error
+    return red, green, blue
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PolytokError(f"--lengths {text!r} is not of the form 4,8,16") from error
