@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from contracts import pictures
 from polytok.core import hub, registry
 from polytok.core.contracts import Codes
 from polytok.core.errors import (
@@ -19,6 +20,7 @@ from polytok.core.errors import (
     WeightsError,
 )
 from polytok.systems import api
+from polytok.systems.image.codec import ImageCodec
 from polytok.systems.shape.codec import ShapeCodec
 from polytok.systems.shape.vat import VAT, preset
 
@@ -124,6 +126,44 @@ def test_missing_and_damaged_weights(folder: Path) -> None:
     weights.unlink()
     with pytest.raises(WeightsError, match="cannot read"):
         api.load(folder)
+
+
+def test_codecs_of_every_modality_load_save_and_open(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.SYSTEMS, pictures.SYSTEM.name, pictures.SYSTEM)
+    pictures.save(tmp_path / "patches")
+    codec = api.load_codec(tmp_path / "patches", modality="image")
+    codes = codec.encode(torch.rand(3, 20, 30))
+    path = tmp_path / "a.ptk"
+    assert api.save(codes, path, codec) == path.stat().st_size
+    back, found = api.open(path, tmp_path / "patches")
+    assert isinstance(found, ImageCodec) and torch.equal(back.indices[0], codes.indices[0])
+    assert found.decode(back)[0].size == (30, 20)
+    with pytest.raises(FormatError, match="a code of image, not of shape"):
+        api.unpack(path.read_bytes(), folder)
+    for name, wanted, given in (
+        (tmp_path / "patches", "shape", "image"),
+        (folder, "image", "shape"),
+    ):
+        match = f"is a tokenizer of {given}s .*; a tokenizer of {wanted}s is needed here"
+        with pytest.raises(WeightsError, match=match):
+            api.load_codec(name, modality=wanted)
+
+
+def test_models_of_another_kind_are_named(folder: Path, tmp_path: Path) -> None:
+    """Before their weights are read, so a folder with a config.json is enough."""
+    for system, words in (
+        ("vat-gen", r"is a generator \(vat-gen\)"),
+        ("vit-classifier", r"is a model \(vit-classifier\)"),
+        ("evit", r"is a reducer \(evit\)"),
+    ):
+        hub.write_info(tmp_path, preset(TINY), system=system, preset="any")
+        with pytest.raises(WeightsError, match=f"{words}; a tokenizer is needed here"):
+            api.load_codec(tmp_path)
+        assert api.system_of(tmp_path).name == system
+    with pytest.raises(WeightsError, match=r"is a tokenizer \(vat\); a generator is needed here"):
+        api.load_generator(folder)
 
 
 def test_save_and_open_know_the_weights(shipped: str, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from contracts.pictures import PatchColours, PatchColoursConfig
 from polytok import bitstream
-from polytok.core.contracts import Codes
-from polytok.core.errors import FormatError, PolytokError, SignalError, WeightsError
+from polytok.core.contracts import Codes, Level
+from polytok.core.errors import ConfigError, FormatError, PolytokError, SignalError, WeightsError
 from polytok.systems.image.codec import LARGEST_SIDE, ImageCodec
 
 TAG = "0badc0de"
@@ -258,6 +258,14 @@ def test_files_of_other_weights_and_cut_files_are_refused(codec: ImageCodec) -> 
     # An id of the palette takes 7 bits of the last byte and the one before, or some of both.
     assert TOKENS - 2 <= part.indices[0].shape[1] < TOKENS
     assert same(part, codec.prefix(codes, part.indices[0].shape[1]))
+
+
+def test_a_tokenizer_without_one_level_of_tokens_has_no_codec() -> None:
+    model = PatchColours(PatchColoursConfig())
+    for levels in ((), model.spec.levels * 2, (Level(vocab=8),)):
+        model.spec = replace(model.spec, levels=levels)
+        with pytest.raises(ConfigError, match="patches has no codec"):
+            ImageCodec(model, size=SIDE, name="patches", weights=TAG)
 
 
 def test_codes_that_are_of_no_picture_are_refused(codec: ImageCodec) -> None:

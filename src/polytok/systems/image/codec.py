@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polytok import bitstream
 from polytok.core.contracts import Codes, Tokenizer, TokenizerSpec
-from polytok.core.errors import PolytokError
+from polytok.core.errors import ConfigError, PolytokError
 from polytok.signals import image as images
 from polytok.systems.codec import Codec
 
@@ -34,10 +34,18 @@ class ImageCodec(Codec):
         model: takes ``image`` (B, 3, size, size) in [0, 1], gives one level of tokens.
         size: pixels per side of a tile.
         name: preset or weights tag. weights: fingerprint, 8 hex digits.
+
+    Raises:
+        ConfigError: the codes of the tokenizer are not such tokens.
     """
 
     def __init__(self, model: Tokenizer, *, size: int, name: str, weights: str) -> None:
         super().__init__(name=name, weights=weights)
+        levels = model.spec.levels
+        if len(levels) != 1 or not levels[0].count:
+            raise ConfigError(
+                f"{name} has no codec: it gives no fixed number of tokens of one kind"
+            )
         self.model, self.size = model.eval().requires_grad_(False), size
 
     @property
