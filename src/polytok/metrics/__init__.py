@@ -8,6 +8,7 @@ from polytok.metrics.collapse import (
     measure_collapse,
     record_moments,
 )
+from polytok.metrics.image import psnr
 from polytok.metrics.peers import DracoFit, draco_candidates, draco_decode, draco_encode, draco_fit
 from polytok.metrics.rationale import (
     attention_entropy,
@@ -41,6 +42,7 @@ __all__ = [
     "kendall_tau",
     "measure_collapse",
     "pearson",
+    "psnr",
     "record_moments",
     "set_scores",
     "shape_scores",
