@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+
+from polytok.core.errors import PolytokError
 
 CHUNK = 1 << 19  # entries of the distance matrix held at a time
 
@@ -52,6 +58,42 @@ def kmeans(vectors: Tensor, count: int, *, rng: torch.Generator, iterations: int
         if len(empty) and n >= count:
             centres[empty] = vectors[torch.randint(n, (len(empty),), generator=rng)]
     return centres
+
+
+def lookup(ids: Tensor, codes: Tensor) -> Tensor:
+    """Codes of ids (B, n), or of probabilities (B, n, V) as soft tokens: (B, n, d)."""
+    return ids.float() @ codes if ids.is_floating_point() else F.embedding(ids, codes)
+
+
+def check_levels(indices: Sequence[Tensor], num_levels: int | None, most: int) -> int:
+    """How many levels to embed: ``num_levels``, or as many as there are indices.
+
+    Raises:
+        PolytokError: it is not within 1..what is there.
+    """
+    count = len(indices) if num_levels is None else num_levels
+    if not 1 <= count <= min(len(indices), most):
+        raise PolytokError(f"num_levels={count} is not within 1..{min(len(indices), most)}")
+    return count
+
+
+def code_stats(ids: Tensor, size: int) -> dict[str, Tensor]:
+    """How evenly a batch uses ``size`` codes.
+
+    Args:
+        ids: int64 of any shape.
+
+    Returns:
+        ``usage``: share of the codes that occur, in [0, 1]. ``perplexity``: exp of the entropy of
+        their frequencies, in [1, size]; both 0 for an empty batch.
+    """
+    flat = ids.flatten()
+    if not len(flat):
+        return {"usage": flat.new_zeros(()).float(), "perplexity": flat.new_zeros(()).float()}
+    counts = torch.bincount(flat, minlength=size)
+    # Mean over tokens, not over codes: fewer logarithms where there are more codes than tokens.
+    entropy = math.log(len(flat)) - counts[flat].float().log().mean()
+    return {"usage": counts.count_nonzero() / size, "perplexity": entropy.exp()}
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
