@@ -16,13 +16,15 @@ from PIL import Image
 
 from cli.commands import run
 from contracts import pictures
+from contracts.pictures import SYSTEM
 from polytok import bitstream
 from polytok.cli import kinds
-from polytok.core import registry
+from polytok.core import hub, registry
 from polytok.core.registry import Weights
 from polytok.systems import api
 
 TAG = "patch-colours-tiny.test"
+PAGE = (Path(__file__).parents[2] / "docs" / "image-codec.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def image_model(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(registry.SYSTEMS, pictures.SYSTEM.name, pictures.SYSTEM)
+    monkeypatch.setitem(registry.SYSTEMS, SYSTEM.name, SYSTEM)
     return folders["tiny"]
 
 
@@ -55,6 +57,14 @@ def image_code(image_model: Path, photo: Path, tmp_path: Path) -> Path:
     path = tmp_path / "photo.ptk"
     assert run("encode", photo, "-o", path, "--model", image_model, "--tiles", 2) == 0
     return path
+
+
+def register(model: Path, monkeypatch: pytest.MonkeyPatch, notice: str = "") -> None:
+    """Make a model folder the shipped weights ``TAG``."""
+    fingerprint = hub.fingerprint(model)
+    row = Weights(preset=SYSTEM.presets[0], path=model.name, fingerprint=fingerprint, notice=notice)
+    monkeypatch.setitem(registry.WEIGHTS, TAG, row)
+    monkeypatch.setattr(api, "SHIPPED", model.parent)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -156,12 +166,7 @@ def test_weights_with_a_notice_say_it_once_for_every_encode(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fingerprint = api.load_codec(image_model).weights
-    row = Weights(
-        preset="patch-colours-tiny", path="tiny", fingerprint=fingerprint, notice="knows no photos"
-    )
-    monkeypatch.setitem(registry.WEIGHTS, TAG, row)
-    monkeypatch.setattr(api, "SHIPPED", image_model.parent)
+    register(image_model, monkeypatch, notice="knows no photos")
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.png", "b.png"):
@@ -249,6 +254,28 @@ def test_evaluate_scores_every_picture(
     assert {"psnr", "ssim", "bytes", "bits_per_pixel"} <= report["summary"].keys()
     shown = capfd.readouterr()
     assert "2 of 3 images" in shown.out and "c.png" in shown.err
+
+
+def test_the_commands_of_the_page_run(
+    image_model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(image_model, monkeypatch)
+    monkeypatch.setitem(kinds.DEFAULT_MODELS, "image", TAG)
+    monkeypatch.chdir(tmp_path)
+    with Image.open(photo) as image:
+        image.save("photo.jpg")
+    (tmp_path / "photos").mkdir()
+    photo.rename(tmp_path / "photos" / "a.png")
+    [block] = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    commands = [line.partition("#")[0].split()[1:] for line in block.splitlines()]
+    assert len(commands) == 9
+    for arguments in commands:
+        if "-o" in arguments:
+            Path(arguments[arguments.index("-o") + 1]).unlink(missing_ok=True)
+        assert run(*arguments) == 0, arguments
+    assert Path("smaller.ptk").stat().st_size <= 48
+    with Image.open("photo.png") as image:
+        assert image.size == (32, 16)
 
 
 def png_header(width: int, height: int) -> bytes:

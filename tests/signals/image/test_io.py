@@ -132,16 +132,26 @@ def test_the_content_tells_the_format(tmp_path: Path) -> None:
     assert pixels(read(tmp_path / "a.jpg"))[0] == RED
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size, with little in it."""
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """An RGB PNG of the given rows, each of which begins with a byte of zero."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    start = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    start = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    data = chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with little in it."""
+    return png(width, height, 8, b"\0" * 100)
+
+
+def deep_png() -> bytes:
+    """One pixel of three times 16 bits."""
+    return png(1, 1, 16, b"\0" + struct.pack(">3H", 65535, 0, 0x8040))
 
 
 def encoded(kind: str) -> bytes:
@@ -295,6 +305,9 @@ def test_dropped_tags_bits_and_frames_are_said(tmp_path: Path) -> None:
     assert noted(tmp_path / "a.png")[1] == [turned]
     row([0, 65535], "I;16").save(tmp_path / "a.png")
     assert noted(tmp_path / "a.png")[1] == ["its values are rounded to 8 bits"]
+    (tmp_path / "a.png").write_bytes(deep_png())
+    found, notes = noted(tmp_path / "a.png")
+    assert pixels(found) == [(255, 0, 128)] and notes == ["its values are rounded to 8 bits"]
     frames = [Image.new("RGB", (4, 4), colour) for colour in (GREEN, RED)]
     for name in ("a.gif", "a.webp", "a.tiff"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])

@@ -49,13 +49,13 @@ def read(path: str | os.PathLike[str], *, note: Note | None = None) -> Image.Ima
     longest stays at 4096 pixels or more.
 
     Args:
-        note: is told of each of these that applies.
+        note: is told of each of these that applies, if the picture can be read.
 
     Raises:
         SignalError: the file is missing, damaged, not an image of a known format, of more than
             100 megapixels (500 for JPEG), or a float image with values outside [0, 1].
     """
-    path, tell = Path(path), note or _silent
+    path, notes = Path(path), list[str]()
     if path.is_dir():
         raise SignalError(f"{path}: is a folder, not an image file")
     try:
@@ -63,8 +63,8 @@ def read(path: str | os.PathLike[str], *, note: Note | None = None) -> Image.Ima
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
             with _opened(file) as image:
-                _reduce(image, file, tell)
-                return plain(image, note=tell)
+                _reduce(image, file, notes.append)
+                picture = plain(image, note=notes.append)
     except SignalError as error:
         raise SignalError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -78,6 +78,8 @@ def read(path: str | os.PathLike[str], *, note: Note | None = None) -> Image.Ima
     except Exception as error:
         # Decoders fail in many ways on damaged files; the user needs to know which file it was.
         raise SignalError(f"{path}: not a readable image ({one_line(error, 120)})") from error
+    _pass_on(notes, note)
+    return picture
 
 
 def plain(image: Image.Image, *, note: Note | None = None) -> Image.Image:
@@ -92,7 +94,8 @@ def plain(image: Image.Image, *, note: Note | None = None) -> Image.Image:
     Raises:
         SignalError: no pixel, more than 100 megapixels, truncated, or floats outside [0, 1].
     """
-    tell = note or _silent
+    notes: list[str] = []
+    tell = notes.append
     width, height = image.size
     if not width or not height:
         raise SignalError(f"the image is {width} x {height}, without a pixel")
@@ -101,12 +104,16 @@ def plain(image: Image.Image, *, note: Note | None = None) -> Image.Image:
         raise SignalError(f"the image is {width} x {height}, more than {limit} megapixels")
     if _is_animated(image):
         tell("of several frames the first is read")
+    # Pillow itself rounds colours of 16 bits, as the names of its decoders' modes say.
+    is_deep = any(";16" in str(part[3]) for part in getattr(image, "tile", ()))
+    if is_deep or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        tell("its values are rounded to 8 bits")
     try:
         image.load()
     except Exception as error:
         raise SignalError(f"not a readable image ({one_line(error, 120)})") from error
     profile = image.info.get("icc_profile")
-    image = _eight_bits(_upright(image, tell), tell)
+    image = _eight_bits(_upright(image, tell))
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
     # One colour, or the palette's entries, can be declared transparent beside the pixels.
     has_alpha |= image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
@@ -117,6 +124,7 @@ def plain(image: Image.Image, *, note: Note | None = None) -> Image.Image:
     image = image.convert("RGBA" if has_alpha else "RGB")
     # Colours are sRGB now and the picture is upright: what says otherwise must not stay.
     image.info = {}
+    _pass_on(notes, note)
     return image
 
 
@@ -152,8 +160,11 @@ def write(image: Image.Image, path: str | os.PathLike[str], *, force: bool = Tru
         image.save(aside, **options)
 
 
-def _silent(text: str) -> None:
-    """Where notes go that nobody asked for."""
+def _pass_on(notes: list[str], note: Note | None) -> None:
+    """Tell what was noted, once reading has succeeded: an error speaks for itself."""
+    if note is not None:
+        for text in notes:
+            note(text)
 
 
 def _known() -> list[str]:
@@ -237,17 +248,15 @@ def _upright(image: Image.Image, tell: Note) -> Image.Image:
     return turned
 
 
-def _eight_bits(image: Image.Image, tell: Note) -> Image.Image:
+def _eight_bits(image: Image.Image) -> Image.Image:
     """Bring whole numbers of more bits, and floats, to 0..255; other images stay as they are."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        tell("its values are rounded to 8 bits")
         values = np.asarray(image) / 257.0
     elif image.mode == "F":
         values = np.asarray(image, np.float64)
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # which NaN fails
             raise SignalError(f"float pixels from {low:g} to {high:g} do not lie within [0, 1]")
-        tell("its values are rounded to 8 bits")
         values = values * 255
     else:
         return image

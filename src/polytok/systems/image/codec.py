@@ -97,6 +97,7 @@ class ImageCodec(Codec):
             PolytokError: ``tokens`` or ``tiles`` is out of range, or the pictures of a list have
                 different numbers of tiles.
         """
+        bitstream.tile_grid(1, 1, tiles)  # refuses what is out of range before anything is read
         if tokens is not None:
             self._check_tokens(tokens, self.num_tokens)
         items = (
