@@ -90,7 +90,8 @@ def code_stats(ids: Tensor, size: int) -> dict[str, Tensor]:
     flat = ids.flatten()
     if not len(flat):
         return {"usage": flat.new_zeros(()).float(), "perplexity": flat.new_zeros(()).float()}
-    counts = torch.bincount(flat, minlength=size)
+    # Not bincount: the size of its result depends on data, which fake tensors do not have.
+    counts = flat.new_zeros(size).index_add_(0, flat, torch.ones_like(flat))
     # Mean over tokens, not over codes: fewer logarithms where there are more codes than tokens.
     entropy = math.log(len(flat)) - counts[flat].float().log().mean()
     return {"usage": counts.count_nonzero() / size, "perplexity": entropy.exp()}
