@@ -25,11 +25,13 @@ class LabelledImages:
 
     Args:
         pixels: (N, 3, H, W) uint8. labels: (N,) int64. classes: name of each label, sorted.
+        names: file of each image; empty where they are not kept.
     """
 
     pixels: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,6 +39,11 @@ class LabelledImages:
     def images(self, items: slice | Tensor = slice(None)) -> Tensor:
         """Some images as floats (n, 3, H, W) in [0, 1]."""
         return self.pixels[items].float() / 255
+
+    def take(self, items: Tensor) -> LabelledImages:
+        """The images of these numbers, in their order."""
+        names = tuple(self.names[i] for i in items.tolist()) if self.names else ()
+        return LabelledImages(self.pixels[items], self.labels[items], self.classes, names)
 
     def split(self, held_out: int, *, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
         """A random part of ``held_out`` images, and the rest: ``(rest, part)``.
@@ -48,10 +55,7 @@ class LabelledImages:
             raise ConfigError(f"held_out={held_out} is not within 1..{len(self) - 1}")
         order = torch.from_numpy(numpy_rng(seed, "held-out").permutation(len(self)))
         part, rest = order[:held_out].sort().values, order[held_out:].sort().values
-        return (
-            LabelledImages(self.pixels[rest], self.labels[rest], self.classes),
-            LabelledImages(self.pixels[part], self.labels[part], self.classes),
-        )
+        return self.take(rest), self.take(part)
 
 
 def read_labelled(path: str | Path, size: int) -> LabelledImages:
@@ -66,16 +70,18 @@ def read_labelled(path: str | Path, size: int) -> LabelledImages:
     """
     names, pixels = [], []
     for name, data in _files(Path(path)):
-        names.append(name.split("/")[-2])
+        names.append(name)
         pixels.append(_pixels(f"{path}: {name}", data, size))
     if not names:
         raise SignalError(f"{path}: no images of the form class/name{SUFFIXES[0]}")
-    classes = tuple(sorted(set(names)))
+    found = [name.split("/")[-2] for name in names]
+    classes = tuple(sorted(set(found)))
     index = {name: i for i, name in enumerate(classes)}
     return LabelledImages(
         torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor([index[n] for n in names]),
+        torch.tensor([index[n] for n in found]),
         classes,
+        tuple(names),
     )
 
 
@@ -107,6 +113,22 @@ def _pixels(name: str, data: bytes, size: int) -> NDArray[np.uint8]:
     return pixels
 
 
+class EpochOrder:
+    """The order of samples: every item once in an epoch, in a new order each time."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, n: int) -> int:
+        """Which item sample n >= 0 is."""
+        epoch, place = divmod(n, self.length)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = numpy_rng(self.seed, "epoch", epoch).permutation(self.length)
+        return int(self._order[place])
+
+
 class AugmentedImages:
     """Numbered training samples: shifted, mirrored, partly erased; epoch by epoch in new order.
 
@@ -123,14 +145,14 @@ class AugmentedImages:
         if shift < 0 or not 0 <= erase <= 1:
             raise ConfigError(f"shift={shift} must be >= 0 and erase={erase} within [0, 1]")
         self.data, self.shift, self.erase, self.seed = images, shift, erase, seed
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._order = EpochOrder(len(images), seed)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def sample(self, n: int) -> dict[str, Tensor]:
         """Sample n >= 0, always the same for the same n."""
-        index = self._item(n)
+        index = self._order(n)
         rng = numpy_rng(self.seed, "augment", n)
         image = self.data.pixels[index]
         if rng.random() < 0.5:
@@ -139,13 +161,6 @@ class AugmentedImages:
         if rng.random() < self.erase:
             self._erased(image, rng)
         return {"image": image, "label": self.data.labels[index], "seed": torch.tensor(n)}
-
-    def _item(self, n: int) -> int:
-        epoch, place = divmod(n, len(self.data))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = numpy_rng(self.seed, "epoch", epoch).permutation(len(self.data))
-        return int(self._order[place])
 
     def _moved(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         height, width = image.shape[-2:]
