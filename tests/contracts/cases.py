@@ -11,10 +11,16 @@ from torch import Tensor
 from contracts.stubs import DIM, STUBS, TOKENS, FieldStub, RaggedStub, SampledStub
 from polytok.core import registry
 from polytok.core.contracts import Batch, Tokenizer
+from polytok.systems.classics import maskgit_vqgan
+from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN
 from polytok.systems.shape.vat import VAT, preset
 
 # How to build a preset of each registered tokenizer; a system without a row fails its tests.
-BUILDERS: dict[str, Callable[[str], Tokenizer]] = {"vat": lambda name: VAT(preset(name))}
+BUILDERS: dict[str, Callable[[str], Tokenizer]] = {
+    "maskgit-vqgan": lambda name: MaskGITVQGAN(maskgit_vqgan.preset(name)),
+    "vat": lambda name: VAT(preset(name)),
+}
+SAMPLED = {"vat"}  # a generator changes the code that encode gives
 
 PRESETS = [name for s in registry.SYSTEMS.values() if s.kind == "tokenizer" for name in s.presets]
 SMALL_PRESETS = [name for name in PRESETS if name.endswith("-tiny")]
@@ -60,6 +66,14 @@ def shape_batch(count: int, *, points: int = 64, queries: int = 48) -> Batch:
     }
 
 
+def image_batch(count: int, *, size: int = 32) -> Batch:
+    """Pictures of coloured stripes under noise."""
+    rng = torch.Generator().manual_seed(7)
+    stripes = torch.rand(count, 3, 1, 4, generator=rng).repeat_interleave(size // 4, 3)
+    noise = torch.rand(count, 3, size, size, generator=rng)
+    return {"image": 0.7 * stripes + 0.3 * noise, "seed": torch.arange(count) + 11}
+
+
 def stub_batch(count: int) -> Batch:
     """Rows, a ragged mask over them, and a picture."""
     rng = torch.Generator().manual_seed(6)
@@ -78,7 +92,7 @@ def take(batch: Batch, items: slice) -> Batch:
 
 def batch_of(modality: str) -> Callable[[int], Batch]:
     """The batch maker of a modality."""
-    return shape_batch if modality == "shape" else stub_batch
+    return {"shape": shape_batch, "image": image_batch}.get(modality, stub_batch)
 
 
 CASES = [
@@ -96,7 +110,7 @@ CASES = [
             name=name,
             build=lambda name=name: build_preset(name),
             batch=batch_of(registry.system_of(name).modality),
-            is_sampled=True,
+            is_sampled=registry.system_of(name).name in SAMPLED,
         )
         for name in SMALL_PRESETS
     ),
@@ -108,4 +122,14 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-__all__ = ["CASES", "PRESETS", "Case", "RaggedStub", "build_preset", "shape_batch", "state", "take"]
+__all__ = [
+    "CASES",
+    "PRESETS",
+    "Case",
+    "RaggedStub",
+    "build_preset",
+    "image_batch",
+    "shape_batch",
+    "state",
+    "take",
+]

@@ -87,18 +87,23 @@ def decoded() -> list[Tensor]:
     return [decoder(wave(2, 4, 16))(wave(2, 30, 3, phase=2))]
 
 
+SHAPES = {
+    "points": wave(2, 80, 3),
+    "normals": wave(2, 80, 3, phase=1),
+    "queries": wave(2, 50, 3, phase=2),
+    "sdf": 0.1 * wave(2, 50, phase=3),
+}
+
+
 def stepped(preset: str) -> list[Tensor]:
-    """Losses of a training step without noise, and logits of the decoded code."""
+    """Losses of a training step without noise, and the decoded code."""
     model = filled(build_preset(preset))
-    batch = {
-        "points": wave(2, 80, 3),
-        "normals": wave(2, 80, 3, phase=1),
-        "queries": wave(2, 50, 3, phase=2),
-        "sdf": 0.1 * wave(2, 50, phase=3),
-    }
+    is_image = model.spec.modality == "image"
+    batch = {"image": wave(2, 3, 32, 32) / 2 + 0.5, "seed": torch.arange(2)} if is_image else SHAPES
     losses = model(batch, StepContext()).losses
-    field = model.decode(model.encode(batch))["field"]
-    return [*(losses[name] for name in sorted(losses)), field(batch["queries"])]
+    decoded = model.decode(model.encode(batch))
+    values = decoded["image"] if is_image else decoded["field"](batch["queries"])
+    return [*(losses[name] for name in sorted(losses)), values]
 
 
 def walked(modulation: str, qk: type[nn.Module]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from contracts.cases import BUILDERS, PRESETS, build_preset, shape_batch
+from contracts.cases import BUILDERS, PRESETS, build_preset, image_batch, shape_batch
 from polytok.core import registry
 
 
@@ -19,13 +19,17 @@ def test_every_tokenizer_is_built_by_the_contract_tests() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @torch.no_grad()
 def test_a_preset_builds_and_its_codes_follow_its_spec(name: str) -> None:
-    batch = shape_batch(2)
     with FakeTensorMode() as fake:
         model = build_preset(name).eval()
+        is_image = model.spec.modality == "image"
+        batch = image_batch(2, size=model.config.size) if is_image else shape_batch(2)
         batch = {k: fake.from_tensor(v) for k, v in batch.items()}
         codes = model.encode(batch)
-        field = model.decode(codes)["field"]
-        assert field(batch["queries"]).shape == batch["sdf"].shape
+        if is_image:
+            assert model.decode(codes)["image"].shape == batch["image"].shape
+        else:
+            field = model.decode(codes)["field"]
+            assert field(batch["queries"]).shape == batch["sdf"].shape
     assert model.spec.modality == registry.system_of(name).modality
     assert [ids.shape for ids in codes.indices] == [(2, s.count) for s in model.spec.levels]
     assert model.bottleneck.vocab_sizes == tuple(s.vocab for s in model.spec.levels)

@@ -44,7 +44,8 @@ def _run(arguments: list[str]) -> int:
         text = " ".join(str(getattr(error, "message", "") or error).split())
         return _fail(text or "no command is given; the help lists them")
     except PolytokError as error:
-        return _fail(one_line(error))
+        # On one line already, and whole: it may name everything that is wrong with a file.
+        return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else one_line(error))
     except MemoryError:

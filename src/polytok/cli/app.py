@@ -10,6 +10,7 @@ import typer
 
 from polytok.cli import collapse, kinds, mixture, reduce, show
 from polytok.cli.classify import classify
+from polytok.cli.convert import convert
 from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
 
@@ -27,6 +28,7 @@ app.add_typer(mixture.app, name="mixture")
 app.add_typer(reduce.app, name="reduce")
 app.command()(transfer)
 app.command()(classify)
+app.command()(convert)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]

@@ -85,6 +85,15 @@ SYSTEMS: dict[str, System] = {
             default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes1"},
         ),
         System(
+            name="maskgit-vqgan",
+            kind="tokenizer",
+            modality="image",
+            title="MaskGIT's VQGAN: a grid of image tokens without attention",
+            paper="arXiv 2202.04200",
+            target="polytok.systems.classics.maskgit_vqgan",
+            presets=("maskgit-vqgan-tiny", "maskgit-vqgan"),
+        ),
+        System(
             name="vit-classifier",
             kind="model",
             modality="image",

@@ -122,6 +122,19 @@ def under(ours: str, theirs: str, inner: Iterable[Row]) -> list[Row]:
     ]
 
 
+def codebook_rows(ours: str, theirs: str, size: int) -> list[Row]:
+    """Rows of a :class:`polytok.bottlenecks.VectorQuantizer` without projections.
+
+    Args:
+        size: number of codes; how often each is used, a checkpoint does not say.
+    """
+    return [
+        row(f"{ours}embedding.weight", f"{theirs}embedding.weight"),
+        Row((f"{ours}usage",), (), fresh(lambda: torch.full((size,), 1.0 / size))),
+        Row((f"{ours}steps",), (), fresh(lambda: torch.zeros((), dtype=torch.int64))),
+    ]
+
+
 def to_ours(key_map: KeyMap, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors from those of a checkpoint that :func:`check` has passed."""
     return {
