@@ -33,6 +33,13 @@ class Op:
 
 
 SAME = Op(lambda tensors: tensors, lambda tensors: tensors)
+# Theirs has one more axis, the first, of size 1.
+FIRST = Op(lambda tensors: [t[0] for t in tensors], lambda tensors: [t[None] for t in tensors])
+# Theirs is a 1x1 convolution, ours the same matrix.
+POINTWISE = Op(
+    lambda tensors: [t.flatten(1) for t in tensors],
+    lambda tensors: [t[:, :, None, None] for t in tensors],
+)
 
 
 def split(*shares: int) -> Op:
@@ -54,14 +61,6 @@ def split(*shares: int) -> Op:
 def join(*shares: int) -> Op:
     """Several tensors of theirs are one of ours; the inverse of :func:`split`."""
     return split(*shares).inverse()
-
-
-def view(ours: Sequence[int], theirs: Sequence[int]) -> Op:
-    """The same values in the same order, under another shape; -1 stands for what is left."""
-    return Op(
-        lambda tensors: [t.reshape(*ours) for t in tensors],
-        lambda tensors: [t.reshape(*theirs) for t in tensors],
-    )
 
 
 def fresh(make: Callable[[], Tensor]) -> Op:
@@ -95,13 +94,11 @@ class Official:
     """What ``polytok convert`` needs of a system with official weights.
 
     Args:
-        build: makes the model of a configuration. key_map: gives the rows of a configuration.
-        source: where the checkpoints come from.
+        build: makes the model of a configuration. key_map: gives its rows.
     """
 
     build: Callable[[Any], nn.Module]
     key_map: Callable[[Any], KeyMap]
-    source: str
 
 
 def row(ours: str, theirs: str, op: Op = SAME) -> Row:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
-from polytok.core.config import from_dict
+from polytok.core.config import from_dict, override
 from polytok.core.contracts import (
     Batch,
     Codes,
@@ -30,8 +30,9 @@ from polytok.core.contracts import (
 )
 from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.systems.image.codec import ImageCodec
-from polytok.systems.images import images_of
+from polytok.systems.images import ImageTraining, images_of, ready
 from polytok.systems.keymap import KeyMap, Official, Row, codebook_rows, row, rows, under
+from polytok.training import Recipe
 
 EPS = 1e-6
 
@@ -306,7 +307,14 @@ def key_map(config: MaskGITVQGANConfig) -> KeyMap:
     )
 
 
-OFFICIAL = Official(build=MaskGITVQGAN, key_map=key_map, source="bytedance/1d-tokenizer")
+OFFICIAL = Official(build=MaskGITVQGAN, key_map=key_map)
+
+
+def prepare_training(recipe: Recipe) -> ImageTraining:
+    """Build the model and read the pictures of a recipe."""
+    config = override(preset(recipe.preset), **recipe.config)
+    torch.manual_seed(recipe.train.seed)
+    return ready(MaskGITVQGAN(config), recipe, size=config.size)
 
 
 def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ImageCodec:

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 from polytok.core import hub
 from polytok.core.errors import WeightsError
-from polytok.systems.keymap import KeyMap, Row, check, row, rows, to_ours, under, view
+from polytok.systems.keymap import FIRST, KeyMap, Row, check, row, rows, to_ours, under
 from polytok.systems.text.zett.config import HypernetConfig
 from polytok.systems.text.zett.hypernet import Hypernet
-
-# Theirs (1, d), ours (d,).
-_FLAT = view((-1,), (1, -1))
 
 # What the official configuration must say, as its other ways of working were never published.
 _ONLY = {
@@ -68,7 +65,7 @@ def key_map(config: HypernetConfig) -> KeyMap:
     """Rows between our tensors and the official ones."""
     found = [
         row("positions.weight", "model.embeddings.position_embeddings.weight"),
-        row("kind", "model.embeddings.token_type_embeddings.weight", _FLAT),
+        row("kind", "model.embeddings.token_type_embeddings.weight", FIRST),
         *rows({"norm": "model.embeddings.LayerNorm", "input.0": "input_projection.0"}),
         *_projector("input.1", "input_projection.1"),
         *_scaler("in_scaler", "in_scaler"),
@@ -132,8 +129,8 @@ def _projector(ours: str, theirs: str) -> list[Row]:
 
 def _scaler(ours: str, theirs: str) -> list[Row]:
     return [
-        row(f"{ours}.gain", f"{theirs}.w", _FLAT),
-        row(f"{ours}.shift", f"{theirs}.b", _FLAT),
+        row(f"{ours}.gain", f"{theirs}.w", FIRST),
+        row(f"{ours}.shift", f"{theirs}.b", FIRST),
     ]
 
 
