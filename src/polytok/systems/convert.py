@@ -55,12 +55,17 @@ def convert(
     if not force and any((Path(folder) / name).exists() for name in (hub.CONFIG, hub.WEIGHTS)):
         raise PolytokError(f"{folder} holds a model already; use --force to replace it")
     config = module.preset(preset)
-    with torch.device("meta"):
-        own = official.build(config).state_dict()
-    key_map = official.key_map(config)
     theirs = read_checkpoint(source)
-    check(key_map, own, theirs, f"{source} is no checkpoint of {preset}")
-    ours = to_ours(key_map, theirs)
+    try:
+        _check(official, config, theirs, f"{source} is no checkpoint of {preset}")
+    except WeightsError as error:
+        for other in system.presets:
+            if other != preset and _fits(official, module.preset(other), theirs):
+                raise WeightsError(
+                    f"{source} is a checkpoint of {other}, not of {preset}"
+                ) from error
+        raise
+    ours = to_ours(official.key_map(config), theirs)
     weights = hub.save_tensors(ours, config, folder, system=system.name, preset=preset)
     return Converted(
         preset=preset,
@@ -69,6 +74,20 @@ def convert(
         parameters=sum(t.numel() for t in ours.values()),
         weights=weights,
     )
+
+
+def _check(official: Official, config: Any, theirs: Mapping[str, Tensor], what: str) -> None:
+    with torch.device("meta"):
+        own = official.build(config).state_dict()
+    check(official.key_map(config), own, theirs, what)
+
+
+def _fits(official: Official, config: Any, theirs: Mapping[str, Tensor]) -> bool:
+    try:
+        _check(official, config, theirs, "")
+    except WeightsError:
+        return False
+    return True
 
 
 def read_checkpoint(path: hub.StrPath) -> dict[str, Tensor]:
