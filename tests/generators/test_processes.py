@@ -14,6 +14,7 @@ from polytok.core.errors import ConfigError, PolytokError, UnknownNameError
 from polytok.generators import (
     Cond,
     Conditioner,
+    FallingSampling,
     GroupOrder,
     Guide,
     Head,
@@ -28,6 +29,7 @@ from polytok.generators import (
     constant,
     generate,
     interval,
+    lagging,
     linear,
     power_cosine,
 )
@@ -184,6 +186,16 @@ def test_masking_hides_at_least_one_and_follows_its_schedule() -> None:
     assert torch.equal(example.query.inp[~hidden], ids[~hidden])
 
 
+def test_what_is_shown_weighs_as_asked_and_the_mean_is_by_weight() -> None:
+    process = MaskedOrder(16, VOCAB, schedule="arccos", visible=0.1)
+    ids = torch.randint(VOCAB, (400, 16))
+    example = process.corrupt({"ids": ids}, rng=torch.Generator().manual_seed(2))
+    hidden = example.query.inp == VOCAB
+    torch.testing.assert_close(example.weight, torch.where(hidden, 1.0, 0.1))
+    # Shares are those of arccos(u) / (pi / 2), whose mean is 2 / pi as well.
+    assert float(hidden.float().mean()) == pytest.approx(2 / math.pi, abs=0.06)
+
+
 def test_masking_of_an_item_depends_on_its_own_stream() -> None:
     process, ids = MaskedOrder(16, VOCAB), torch.randint(VOCAB, (2, 16))
     pair = process.corrupt({"ids": ids}, rng=[torch.Generator().manual_seed(s) for s in (1, 2)])
@@ -196,9 +208,11 @@ def test_schedules_of_guidance() -> None:
     assert [constant(s) for s in steps] == [1.0] * 5
     assert [linear(s) for s in steps] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert [interval(0.25, 0.5)(s) for s in steps] == [0.0, 1.0, 1.0, 0.0, 0.0]
-    assert [power_cosine(1.0)(s) for s in steps] == pytest.approx(
-        [(1 - math.cos(math.pi * k / 4)) / 2 for k in range(5)], abs=1e-6
-    )
+    assert [lagging(s) for s in steps] == [0.0, 0.2, 0.4, 0.6, 0.8]
+    for power in (1.0, 3.0):
+        assert [power_cosine(power)(s) for s in steps] == pytest.approx(
+            [(1 - math.cos(math.pi * (k / 5) ** power)) / 2 for k in range(5)], abs=1e-12
+        )
 
 
 def test_guidance_is_the_formula() -> None:
@@ -247,6 +261,10 @@ def test_filters_take_k_first_and_then_the_mass_of_those() -> None:
         lambda: Guide(strength=float("inf")),
         lambda: GroupOrder((), VOCAB, TokenFeed()),
         lambda: MaskedOrder(4, VOCAB, num_steps=5),
+        lambda: MaskedOrder(4, VOCAB, num_steps=2, visible=-0.1),
+        lambda: MaskedOrder(4, VOCAB, num_steps=2, temperature=float("nan")),
+        lambda: FallingSampling(temperature=-1.0),
+        lambda: FallingSampling(flatness=(1.3, 0.0)),
         lambda: RasterOrder(LENGTH, VOCAB).plan(2),
         lambda: MaskedOrder(4, VOCAB, num_steps=2).plan(0),
         lambda: drawn(RasterOrder(LENGTH, VOCAB), 2, known=Known(ids=ZEROS, mask=ZEROS.bool())),

@@ -2,15 +2,17 @@
 
 from polytok.generators.cache import KVCache
 from polytok.generators.cond import ClassConditioner, Cond, Conditioner, SlotConditioner
-from polytok.generators.draws import Rng, Sampling
+from polytok.generators.draws import Rng
 from polytok.generators.generator import Generator
-from polytok.generators.guide import Guide, constant, interval, linear, power_cosine
+from polytok.generators.guide import Guide, constant, interval, lagging, linear, power_cosine
 from polytok.generators.head import CategoricalHead, CodebookHead, DrawHook, Head
 from polytok.generators.loop import generate
 from polytok.generators.masked import MaskedOrder
+from polytok.generators.masked_nets import PostNormTransformer, SkipTransformer
 from polytok.generators.net import AdaptiveTransformer, Net, QuarterQK, UnitQK
 from polytok.generators.orders import GroupOrder, RasterOrder, ScaleFeed, ScaleOrder, TokenFeed
 from polytok.generators.process import Draw, Example, Known, Process, Query, State, Step
+from polytok.generators.sampling import FallingSampling, Sampler, Sampling
 
 __all__ = [
     "AdaptiveTransformer",
@@ -22,6 +24,7 @@ __all__ = [
     "Draw",
     "DrawHook",
     "Example",
+    "FallingSampling",
     "Generator",
     "GroupOrder",
     "Guide",
@@ -30,14 +33,17 @@ __all__ = [
     "Known",
     "MaskedOrder",
     "Net",
+    "PostNormTransformer",
     "Process",
     "QuarterQK",
     "Query",
     "RasterOrder",
     "Rng",
+    "Sampler",
     "Sampling",
     "ScaleFeed",
     "ScaleOrder",
+    "SkipTransformer",
     "SlotConditioner",
     "State",
     "Step",
@@ -46,6 +52,7 @@ __all__ = [
     "constant",
     "generate",
     "interval",
+    "lagging",
     "linear",
     "power_cosine",
 ]

@@ -22,7 +22,7 @@ class Cond:
     """Conditions of R rows.
 
     Args:
-        vector: (R, W), modulates every block.
+        vector: (R, W), modulates every block or stands before the slots, as the net has it.
         tokens: (R, m, W), a prefix that all slots see, or None. mask: (R, m), True = valid.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,43 +12,6 @@ from polytok.core.errors import ConfigError
 Rng = torch.Generator | Sequence[torch.Generator]
 """One generator for a batch, or a sequence of one per item: then an item's draws do not depend on
 the rest of its batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How ids are drawn from logits.
-
-    Args:
-        temperature: divides the logits, above 0.
-        top_k: keep the k likeliest ids; 0 keeps all. Ties with the k-th stay.
-        top_p: keep the likeliest ids that together reach this mass; 0 or 1 keeps all.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"temperature={self.temperature} must be above 0")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k={self.top_k} must not be negative")
-        if not 0 <= self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} is not within [0, 1]")
-
-    def filter(self, logits: Tensor) -> Tensor:
-        """Scale logits (..., V) and set those that may not be drawn to -inf: top-k, then top-p."""
-        if self.temperature != 1:
-            logits = logits / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < least, float("-inf"))
-        if 0 < self.top_p < 1:
-            rising, order = logits.sort(dim=-1)
-            drop = rising.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
-            drop[..., -1] = False
-            logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
-        return logits
 
 
 def categorical(probabilities: Tensor, rng: Rng) -> Tensor:

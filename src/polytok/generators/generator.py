@@ -8,12 +8,13 @@ from torch import nn
 from polytok.core.contracts import Batch, Codes, StepContext, StepOutput
 from polytok.core.seeding import derive
 from polytok.generators.cond import Conditioner
-from polytok.generators.draws import Rng, Sampling
+from polytok.generators.draws import Rng
 from polytok.generators.guide import Guide
 from polytok.generators.head import DrawHook, Head
 from polytok.generators.loop import generate
 from polytok.generators.net import Net
 from polytok.generators.process import Known, Process
+from polytok.generators.sampling import Sampler, Sampling
 
 
 class Generator(nn.Module):
@@ -23,7 +24,8 @@ class Generator(nn.Module):
     (B,) int64, from which the draws of each sample are made.
 
     Args:
-        guide: used by ``generate`` unless another is given.
+        guide, sampling: used by ``generate`` unless others are given; by default ids are drawn as
+            probable as they are.
         condition_dropout: probability that a training sample loses each of its conditions.
 
     Attributes:
@@ -41,10 +43,11 @@ class Generator(nn.Module):
         conditioner: Conditioner,
         *,
         condition_dropout: float = 0.1,
+        sampling: Sampler | None = None,
     ) -> None:
         super().__init__()
         self.net, self.head, self.conditioner = net, head, conditioner
-        self.process, self.guide = process, guide
+        self.process, self.guide, self.sampling = process, guide, sampling or Sampling()
         self.condition_dropout = condition_dropout
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
@@ -74,7 +77,7 @@ class Generator(nn.Module):
         steps: int | None = None,
         known: Known | None = None,
         guide: Guide | None = None,
-        sampling: Sampling | None = None,
+        sampling: Sampler | None = None,
         draw: DrawHook | None = None,
     ) -> Codes:
         """Draw ``count`` codes for a prompt of as many items; see :func:`generate`."""
@@ -89,6 +92,6 @@ class Generator(nn.Module):
             rng=rng,
             steps=steps,
             known=known,
-            sampling=sampling,
+            sampling=sampling or self.sampling,
             draw=draw,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,9 +31,17 @@ def interval(low: float, high: float, inner: Schedule = constant) -> Schedule:
     return lambda step: inner(step) if low <= step.ratio <= high else 0.0
 
 
+def lagging(step: Step) -> float:
+    """The share of steps that are done: none at the first, not quite all at the last (MUSE)."""
+    return step.start
+
+
 def power_cosine(power: float) -> Schedule:
-    """(1 - cos(pi ratio^power)) / 2 (RAR)."""
-    return lambda step: (1 - float(torch.cos(torch.tensor(torch.pi * step.ratio**power)))) / 2
+    """(1 - cos(pi s^power)) / 2 of the share s of steps that are done (MDT, RAR).
+
+    With strength w - 1 it makes guidance u + (1 + (w - 1) schedule) (c - u).
+    """
+    return lambda step: (1 - math.cos(math.pi * step.start**power)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polytok.generators.draws import Rng, Sampling, categorical
+from polytok.generators.draws import Rng
 from polytok.generators.process import Draw, Step
+from polytok.generators.sampling import Sampler, chosen
 
 Combine = Callable[[Tensor], Tensor]
 
@@ -35,7 +36,7 @@ class Head(nn.Module):
         step: Step,
         *,
         rng: Rng,
-        sampling: Sampling,
+        sampling: Sampler,
         draw: DrawHook | None = None,
     ) -> Draw:
         """Draw from features (R, B, n, W) of R branches that ``combine`` joins."""
@@ -83,13 +84,15 @@ class CategoricalHead(Head):
         step: Step,
         *,
         rng: Rng,
-        sampling: Sampling,
+        sampling: Sampler,
         draw: DrawHook | None = None,
     ) -> Draw:
         logits = combine(self.logits(features))
-        log_probs = sampling.filter(logits).log_softmax(dim=-1)
-        ids = categorical(log_probs.exp(), rng) if draw is None else draw(log_probs, step)
-        return Draw(value=ids, confidence=log_probs.gather(-1, ids[..., None])[..., 0])
+        if draw is None:
+            return sampling.draw(logits, step, rng=rng)
+        log_probs = sampling.log_probs(logits, step)
+        ids = draw(log_probs, step)
+        return Draw(value=ids, confidence=chosen(log_probs, ids))
 
 
 class CodebookHead(CategoricalHead):

@@ -8,11 +8,12 @@ import torch
 
 from polytok.core.contracts import Batch, Codes
 from polytok.generators.cond import Cond, Conditioner
-from polytok.generators.draws import Rng, Sampling
+from polytok.generators.draws import Rng
 from polytok.generators.guide import Guide
 from polytok.generators.head import DrawHook, Head
 from polytok.generators.net import Net
 from polytok.generators.process import Known, Process, Query
+from polytok.generators.sampling import Sampler, Sampling
 
 
 @torch.no_grad()
@@ -28,10 +29,12 @@ def generate(
     rng: Rng,
     steps: int | None = None,
     known: Known | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampler | None = None,
     draw: DrawHook | None = None,
 ) -> Codes:
     """Draw ``count`` codes. The net runs once per step; branches are rows of its batch.
+
+    Without a cache, a branch that has no weight at a step is left out of it.
 
     Args:
         prompt: conditions of the ``count`` items. known: ids that are given.
@@ -39,12 +42,15 @@ def generate(
         draw: draws ids in the sampler's stead, such as an entropy coder.
     """
     plan = process.plan(steps)
-    names = guide.branches(plan)
+    every = guide.branches(plan)
     features = conditioner.encode(prompt)
-    cond = Cond.cat([conditioner.branch(features, name, count) for name in names])
+    conds = {name: conditioner.branch(features, name, count) for name in every}
+    cond = Cond.cat(list(conds.values()))
     state = process.start(count, cond.vector.device, rng=rng, known=known)
-    cache = net.new_cache(len(names) * count, process.capacity, cond)
+    cache = net.new_cache(len(every) * count, process.capacity, cond)
     for step in plan:
+        names = every if cache is not None else guide.branches([step])
+        cond = Cond.cat([conds[name] for name in names])
         query = _repeated(process.query(state, step), len(names))
         hidden = net(query, cond, cache=cache).unflatten(0, (len(names), count))
         out = head.sample(

@@ -38,6 +38,7 @@ class MaskedOrder(Process):
         schedule: of the masked share, see :data:`SCHEDULES`; training draws its shares from it.
         temperature: of the Gumbel noise on confidences, falling linearly to 0.
         num_steps: of sampling, when none is asked for.
+        visible: weight in training of a slot that is shown, where one that is hidden has 1.
     """
 
     def __init__(
@@ -48,13 +49,17 @@ class MaskedOrder(Process):
         schedule: str = "cosine",
         temperature: float = 4.5,
         num_steps: int = 8,
+        visible: float = 0.0,
     ) -> None:
         if schedule not in SCHEDULES:
             raise UnknownNameError("schedule", schedule, SCHEDULES)
         if not 1 <= num_steps <= length:
             raise ConfigError(f"num_steps={num_steps} is not within 1..{length}")
+        for name, value in (("temperature", temperature), ("visible", visible)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name}={value} is not a finite number of at least 0")
         self.length, self.vocab, self.num_steps = length, vocab, num_steps
-        self.share, self.temperature = SCHEDULES[schedule], temperature
+        self.share, self.temperature, self.visible = SCHEDULES[schedule], temperature, visible
 
     def corrupt(self, batch: Batch, *, rng: Rng | None = None) -> Example:
         ids = batch.get("ids")
@@ -69,7 +74,8 @@ class MaskedOrder(Process):
         hidden = draws[:, 1:].argsort(dim=1).argsort(dim=1) < count[:, None]
         index = torch.arange(self.length, device=ids.device)
         query = Query(inp=ids.masked_fill(hidden, self.vocab), index=index)
-        return Example(query=query, target=ids, weight=hidden.float())
+        weight = hidden.float() + self.visible * (~hidden).float()
+        return Example(query=query, target=ids, weight=weight)
 
     def plan(self, steps: int | None) -> Sequence[Step]:
         total = self.num_steps if steps is None else steps
@@ -93,10 +99,10 @@ class MaskedOrder(Process):
         ids = torch.where(hidden, draw.value, state.value)
         if step.number + 1 == step.total:
             return State(value=ids, known=state.known, carry=state.carry)
-        done = (step.number + 1) / step.total
-        noise = gumbel(ids.shape, rng, ids.device) * (self.temperature * (1 - done))
+        noise = gumbel(ids.shape, rng, ids.device) * (self.temperature * (1 - step.end))
         sure = (draw.confidence + noise).masked_fill(~hidden, float("inf"))
-        left = (state.carry * self.share(done)).floor().to(torch.int64)
+        # In double precision: what is a whole number must not fall to the one below.
+        left = (state.carry.double() * self.share(step.end)).floor().to(torch.int64)
         # At least one slot is drawn now and at least one is left for later, where there are two.
         left = torch.minimum(left.clamp(min=1), hidden.sum(1) - 1).clamp(min=0)
         rank = sure.argsort(dim=1).argsort(dim=1)

@@ -29,6 +29,16 @@ class Step:
         """0 at the first step, 1 at the last."""
         return self.number / max(1, self.total - 1)
 
+    @property
+    def start(self) -> float:
+        """Share of the steps before this one, 0 at the first."""
+        return self.number / self.total
+
+    @property
+    def end(self) -> float:
+        """Share of the steps up to and with this one, 1 at the last."""
+        return (self.number + 1) / self.total
+
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
@@ -59,7 +69,10 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What a head drew: values (B, n) or (B, n, d), and the log-probability (B, n) of each."""
+    """What a head drew: values (B, n) or (B, n, d), and how sure of each it is, (B, n).
+
+    That is the log-probability, unless the sampling says otherwise.
+    """
 
     value: Tensor
     confidence: Tensor
