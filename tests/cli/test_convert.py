@@ -159,7 +159,7 @@ def test_other_files_are_refused(
     [
         ("maskgit-vqgan-tinny", "did you mean 'maskgit-vqgan-tiny'"),
         ("vat-512b-tiny", "no official weights"),
-        ("maskgit-vqgan", "is a checkpoint of maskgit-vqgan-tiny, not of maskgit-vqgan"),
+        ("maskgit-vqgan", "is that of maskgit-vqgan-tiny, not of maskgit-vqgan"),
     ],
 )
 def test_other_presets_are_refused(

@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from polytok.core import hub, registry
 from polytok.core.errors import PolytokError, WeightsError, one_line
+from polytok.systems import api
 from polytok.systems.keymap import Official, check, to_ours
 
 HEAD = 64  # bytes that tell what a file is
@@ -33,7 +34,12 @@ class Converted:
 
 
 def convert(
-    preset: str, source: hub.StrPath, folder: hub.StrPath, *, force: bool = False
+    preset: str,
+    source: hub.StrPath,
+    folder: hub.StrPath,
+    *,
+    tokenizer: hub.StrPath | None = None,
+    force: bool = False,
 ) -> Converted:
     """Turn an official checkpoint into a folder that :func:`polytok.load` takes.
 
@@ -41,6 +47,7 @@ def convert(
         preset: the official model that the file belongs to.
         source: a ``.safetensors`` file, or a ``.bin``, ``.pt`` or ``.pth`` file of tensors alone.
         folder: gets config.json and model.safetensors, whole or not at all.
+        tokenizer: of a generator, the converted tokenizer whose codes it draws.
         force: replace a model that is there.
 
     Raises:
@@ -54,16 +61,15 @@ def convert(
         raise WeightsError(f"no official weights of {preset!r} are known")
     if not force and any((Path(folder) / name).exists() for name in (hub.CONFIG, hub.WEIGHTS)):
         raise PolytokError(f"{folder} holds a model already; use --force to replace it")
-    config = module.preset(preset)
+    config = _joined(module.preset(preset), preset, tokenizer)
     theirs = read_checkpoint(source)
     try:
-        _check(official, config, theirs, f"{source} is no checkpoint of {preset}")
+        what = f"{source} is no checkpoint of {preset} (by {official.source})"
+        _check(official, config, theirs, what)
     except WeightsError as error:
         for other in system.presets:
-            if other != preset and _fits(official, module.preset(other), theirs):
-                raise WeightsError(
-                    f"{source} is a checkpoint of {other}, not of {preset}"
-                ) from error
+            if _fits(official, module.preset(other), theirs):
+                raise WeightsError(f"{source} is that of {other}, not of {preset}") from error
         raise
     ours = to_ours(official.key_map(config), theirs)
     weights = hub.save_tensors(ours, config, folder, system=system.name, preset=preset)
@@ -74,6 +80,25 @@ def convert(
         parameters=sum(t.numel() for t in ours.values()),
         weights=weights,
     )
+
+
+def _joined(config: Any, preset: str, tokenizer: hub.StrPath | None) -> Any:
+    """The configuration of a generator with its tokenizer; others have none."""
+    if not hasattr(config, "tokenizer_weights"):
+        if tokenizer is not None:
+            raise PolytokError(f"{preset} is no generator and draws no codes of a tokenizer")
+        return config
+    if tokenizer is None:
+        raise PolytokError(
+            f"{preset} draws codes of {config.tokenizer}: convert that first, and name its folder "
+            "with --tokenizer"
+        )
+    where, name = api.find_weights(tokenizer)
+    if (found := hub.read_info(where).preset) != config.tokenizer:
+        raise WeightsError(f"{name} holds {found}, but {preset} draws codes of {config.tokenizer}")
+    # Whole, so that the generator finds it from any folder.
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return replace(config, tokenizer=name, tokenizer_weights=hub.fingerprint(where))
 
 
 def _check(official: Official, config: Any, theirs: Mapping[str, Tensor], what: str) -> None:

@@ -95,10 +95,12 @@ class Official:
 
     Args:
         build: makes the model of a configuration. key_map: gives its rows.
+        source: the repositories of the official code.
     """
 
     build: Callable[[Any], nn.Module]
     key_map: Callable[[Any], KeyMap]
+    source: str
 
 
 def row(ours: str, theirs: str, op: Op = SAME) -> Row:

@@ -307,7 +307,7 @@ def key_map(config: MaskGITVQGANConfig) -> KeyMap:
     )
 
 
-OFFICIAL = Official(build=MaskGITVQGAN, key_map=key_map)
+OFFICIAL = Official(build=MaskGITVQGAN, key_map=key_map, source="bytedance/1d-tokenizer")
 
 
 def prepare_training(recipe: Recipe) -> ImageTraining:

@@ -93,4 +93,6 @@ def _pointwise(ours: str, theirs: str) -> list[Row]:
     ]
 
 
-OFFICIAL = Official(build=TiTok, key_map=key_map)
+OFFICIAL = Official(
+    build=TiTok, key_map=key_map, source="bytedance/1d-tokenizer, turingmotors/One-D-Piece"
+)
