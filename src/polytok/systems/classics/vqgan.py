@@ -1,0 +1,208 @@
+"""VQGAN: a small convolutional VQ tokenizer of images (arXiv 1711.00937, 2012.09841).
+
+Strided convolutions down, residual blocks without norms, strided convolutions up, as in VQ-VAE-2
+(arXiv 1906.00446), so that it trains on a CPU in minutes. It gives the codes that a 1-D tokenizer
+can learn from first, and the decoder that makes pixels of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polytok.bottlenecks import VectorQuantizer
+from polytok.core import hub
+from polytok.core.config import from_dict, override
+from polytok.core.contracts import (
+    Batch,
+    Codes,
+    Level,
+    Stage,
+    StepContext,
+    StepOutput,
+    Tokenizer,
+    TokenizerSpec,
+)
+from polytok.core.errors import ConfigError, UnknownNameError
+from polytok.metrics import psnr
+from polytok.systems.image.codec import ImageCodec
+from polytok.systems.images import ImageTraining, images_of, ready
+from polytok.training import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """Sizes of the network.
+
+    Args:
+        size: pixels a side. channels: after each halving of the sides, from fine to coarse.
+        num_blocks: residual blocks of either half, on the coarsest grid.
+        code_dim, codebook_size: of the codebook. restart_every: steps between restarts of its dead
+            codes; 0 = never.
+    """
+
+    size: int = 64
+    channels: tuple[int, ...] = (32, 64, 128)
+    num_blocks: int = 2
+    code_dim: int = 16
+    codebook_size: int = 512
+    restart_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise ConfigError(f"channels={self.channels} must be positive counts")
+        if self.size < 1 or self.size % self.stride:
+            raise ConfigError(f"size={self.size} is not a multiple of the stride {self.stride}")
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side of a token."""
+        return 1 << len(self.channels)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.size // self.stride, self.size // self.stride
+
+
+PRESETS = {
+    "vqgan-tiny": VQGANConfig(size=32, channels=(32, 64), code_dim=8, codebook_size=256),
+    "vqgan-64": VQGANConfig(),
+}
+
+STAGES = (Stage(name="reconstruct", weights={"mse": 1.0, "vq/commit": 0.25, "vq/codebook": 1.0}),)
+
+
+def preset(name: str) -> VQGANConfig:
+    """The configuration of a preset.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+class ResidualBlock(nn.Module):
+    """ReLU, 3x3 and ReLU, 1x1 convolution beside the input (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
+        self.narrow = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.relu(self.wide(F.relu(x))))
+
+
+def build_encoder(config: VQGANConfig) -> nn.Sequential:
+    """Image (B, 3, H, W) -> latents (B, d, h, w)."""
+    layers: list[nn.Module] = []
+    for before, width in zip((3, *config.channels), config.channels, strict=False):
+        layers += [nn.Conv2d(before, width, 4, 2, 1), nn.ReLU()]
+    layers += [ResidualBlock(config.channels[-1]) for _ in range(config.num_blocks)]
+    return nn.Sequential(*layers, nn.Conv2d(config.channels[-1], config.code_dim, 1))
+
+
+def build_decoder(config: VQGANConfig) -> nn.Sequential:
+    """Latents (B, d, h, w) -> image (B, 3, H, W), unclamped; it starts out as grey."""
+    widths = config.channels[::-1]
+    layers: list[nn.Module] = [nn.Conv2d(config.code_dim, widths[0], 3, padding=1)]
+    layers += [ResidualBlock(widths[0]) for _ in range(config.num_blocks)]
+    for before, width in zip(widths, (*widths[1:], 3), strict=True):
+        layers += [nn.ReLU(), nn.ConvTranspose2d(before, width, 4, 2, 1)]
+    last = layers[-1]
+    assert isinstance(last, nn.ConvTranspose2d) and last.bias is not None
+    nn.init.constant_(last.bias, 0.5)
+    return nn.Sequential(*layers)
+
+
+class VQGAN(Tokenizer):
+    """Images of one size to a grid of ids, and back."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.bottleneck: VectorQuantizer = VectorQuantizer(
+            config.codebook_size,
+            config.code_dim,
+            metric="cosine",
+            restart_every=config.restart_every,
+        )
+        self.decoder = build_decoder(config)
+        self.spec = TokenizerSpec(
+            modality="image",
+            output="image",
+            levels=(Level(vocab=config.codebook_size, count=config.grid[0] * config.grid[1]),),
+            stride=(config.stride, config.stride),
+            value_range=(0.0, 1.0),
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes (V, d) as the decoder gets them."""
+        return self.bottleneck.codes
+
+    def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
+        """Ids (B, h w) of ``image`` (B, 3, H, W) in [0, 1].
+
+        Raises:
+            SignalError: the images have another size.
+        """
+        out = self.bottleneck(self._latents(images_of(batch, self.config.size)))
+        return Codes(indices=out.indices, grid=self.config.grid)
+
+    def decode(
+        self, codes: Codes, *, cond: Batch | None = None, rng: torch.Generator | None = None
+    ) -> Batch:
+        """The image (B, 3, H, W) in [0, 1]."""
+        return {"image": self._picture(self.bottleneck.embed(codes.indices)).clamp(0, 1)}
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Image (B, 3, H, W), unclamped, of latents (B, d, h, w): codes, or mixtures of codes."""
+        return self.decoder(latents)
+
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        """Losses ``mse`` (mean square over values) and those of the codebook."""
+        image = images_of(batch, self.config.size)
+        out = self.bottleneck(self._latents(image))
+        decoded = self._picture(out.latents).float()
+        stats = {k: v for k, v in out.stats.items() if isinstance(v, Tensor) and v.ndim == 0}
+        return StepOutput(
+            losses={"mse": F.mse_loss(decoded, image.float()), **out.losses},
+            metrics={"psnr": psnr(decoded.detach(), image).mean(), **stats},
+            output={"image": decoded},
+            bottleneck=out,
+        )
+
+    def _latents(self, image: Tensor) -> Tensor:
+        """(B, h w, d)."""
+        return self.encoder(image).flatten(2).transpose(1, 2)
+
+    def _picture(self, tokens: Tensor) -> Tensor:
+        return self.decode_latents(tokens.transpose(1, 2).unflatten(-1, self.config.grid))
+
+
+def prepare_training(recipe: Recipe) -> ImageTraining:
+    """Build the model and read the pictures of a recipe, see :func:`polytok.systems.images.ready`.
+
+    Raises:
+        ConfigError: a sampling key is unknown, or the pictures have another size.
+    """
+    config = override(preset(recipe.preset), **recipe.config)
+    torch.manual_seed(recipe.train.seed)
+    return ready(VQGAN(config), recipe, size=config.size)
+
+
+def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ImageCodec:
+    """Build the model of a folder, fill it with its weights and join it with the image signal."""
+    model = VQGAN(from_dict(VQGANConfig, info.config))
+    hub.load_weights(model, folder)
+    codec = hub.fingerprint(folder)
+    return ImageCodec(model.to(device), size=model.config.size, name=name, weights=codec)

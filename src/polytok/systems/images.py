@@ -1,0 +1,127 @@
+"""What systems of images share: the check of a batch, the reading of pictures, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytok.core import hub
+from polytok.core.contracts import Batch, Tokenizer
+from polytok.core.errors import ConfigError, SignalError
+from polytok.data.images import LabelledImages, read_labelled
+from polytok.data.pictures import INDEX, PictureSamples, Split, read_pictures
+from polytok.metrics import psnr
+from polytok.training import Recipe, SampleSource
+
+VAL_BATCH = 32
+
+
+def images_of(batch: Batch, size: int) -> Tensor:
+    """``batch["image"]`` (B, 3, size, size), with values in [0, 1].
+
+    Raises:
+        SignalError: there are none, or they have another size.
+    """
+    image = batch.get("image")
+    if not isinstance(image, Tensor):
+        raise SignalError("a batch of images needs image (B, 3, H, W)")
+    if image.ndim != 4 or image.shape[1:] != (3, size, size):
+        raise SignalError(f"images are {tuple(image.shape[1:])}, not (3, {size}, {size})")
+    return image
+
+
+@dataclass
+class ImageTraining:
+    """A run that is ready to start: what :func:`polytok.training.fit` takes."""
+
+    model: Any
+    source: SampleSource
+    validate: Callable[[Any], Mapping[str, float]] | None
+
+
+def ready(
+    model: Tokenizer, recipe: Recipe, *, size: int, prefixes: Sequence[int] = ()
+) -> ImageTraining:
+    """Fill a model with what its recipe starts from, and read the recipe's pictures.
+
+    ``[data]`` names folders of :func:`polytok.data.pictures.prepare_pictures`, or zips and folders
+    laid out as ``class/name.jpg``; ``[sampling]`` may set ``shift``, see :class:`PictureSamples`.
+
+    Args:
+        size: pixels a side. prefixes: numbers of tokens that are scored besides all of them.
+
+    Raises:
+        ConfigError: a sampling key is unknown, or the pictures have another size.
+    """
+    from polytok.systems import api
+
+    if recipe.init:
+        hub.load_weights(model, api.find_weights(recipe.init)[0])
+    if unknown := set(recipe.sampling) - {"shift"}:
+        raise ConfigError(f"unknown sampling key {sorted(unknown)[0]!r} (known: shift)")
+    train = read_split(recipe.data.train, "train", size)
+    source = PictureSamples(train, seed=recipe.train.seed, **recipe.sampling)
+    validate = None
+    if recipe.data.val:
+        pictures = read_split(recipe.data.val, "val", size)
+        validate = ImageValidation(pictures, recipe.data.num_val, prefixes)
+    return ImageTraining(model, source, validate)
+
+
+def read_split(path: str, split: Split, size: int) -> LabelledImages:
+    """Read pictures of ``size`` pixels a side; ``split`` is one of a folder of made pictures.
+
+    Raises:
+        SignalError, PolytokError: they cannot be read. ConfigError: they have another size.
+    """
+    if not any(Path(path).glob(f"*/{INDEX}")):
+        return read_labelled(path, size)
+    pictures = read_pictures(path, split)
+    if (found := pictures.pixels.shape[-1]) != size:
+        raise ConfigError(f"{path} has pictures of {found} pixels a side, not {size}")
+    return pictures
+
+
+class ImageValidation:
+    """Scores of a tokenizer on fixed pictures.
+
+    ``psnr`` in dB, the mean over pictures, of whole codes; ``psnr_k`` of the first k tokens;
+    ``codes_used``: share of the codebook that occurs; ``perplexity``: exp of the entropy of codes.
+
+    Args:
+        count: score at most so many, evenly spread over those there are.
+        prefixes: the k.
+    """
+
+    def __init__(self, pictures: LabelledImages, count: int, prefixes: Sequence[int] = ()) -> None:
+        picks = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().long()
+        self.images, self.prefixes = pictures.images(picks), tuple(prefixes)
+
+    def __call__(self, model: Tokenizer) -> dict[str, float]:
+        device = next(model.parameters()).device
+        scores: dict[str, list[Tensor]] = {}
+        ids = []
+        for image in self.images.split(VAL_BATCH):
+            codes = model.encode({"image": image.to(device)})
+            shown = {"psnr": codes, **{f"psnr_{k}": codes.prefix(tokens=k) for k in self.prefixes}}
+            for name, some in shown.items():
+                decoded = model.decode(some)["image"].cpu()
+                scores.setdefault(name, []).append(psnr(decoded, image))
+            ids += [level.flatten().cpu() for level in codes.indices]
+        means = {name: float(torch.cat(values).mean()) for name, values in scores.items()}
+        return means | (code_use(torch.cat(ids), model) if ids else {})
+
+
+def code_use(ids: Tensor, model: Tokenizer) -> dict[str, float]:
+    """How evenly codes (n,) use the codebook of a tokenizer of one vocabulary."""
+    counts = torch.bincount(ids, minlength=model.bottleneck.vocab_sizes[0]).double()
+    share = counts[counts > 0] / counts.sum()
+    return {
+        "codes_used": float((counts > 0).double().mean()),
+        "perplexity": float((-(share * share.log()).sum()).exp()),
+    }
