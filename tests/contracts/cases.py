@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,14 +12,20 @@ from torch import Tensor
 from contracts.stubs import DIM, STUBS, TOKENS, FieldStub, RaggedStub, SampledStub
 from polytok.core import registry
 from polytok.core.contracts import Batch, Tokenizer
-from polytok.systems.classics import maskgit_vqgan
+from polytok.systems.classics import maskgit_vqgan, vqgan
 from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN
+from polytok.systems.classics.vqgan import VQGAN
+from polytok.systems.image import one_d_piece, titok
+from polytok.systems.image.titok import TiTok
 from polytok.systems.shape.vat import VAT, preset
 
 # How to build a preset of each registered tokenizer; a system without a row fails its tests.
 BUILDERS: dict[str, Callable[[str], Tokenizer]] = {
     "maskgit-vqgan": lambda name: MaskGITVQGAN(maskgit_vqgan.preset(name)),
+    "one-d-piece": lambda name: TiTok(one_d_piece.preset(name)),
+    "titok": lambda name: TiTok(titok.preset(name)),
     "vat": lambda name: VAT(preset(name)),
+    "vqgan": lambda name: VQGAN(vqgan.preset(name)),
 }
 SAMPLED = {"vat"}  # a generator changes the code that encode gives
 
@@ -90,9 +97,12 @@ def take(batch: Batch, items: slice) -> Batch:
     return {key: value[items] for key, value in batch.items()}
 
 
-def batch_of(modality: str) -> Callable[[int], Batch]:
-    """The batch maker of a modality."""
-    return {"shape": shape_batch, "image": image_batch}.get(modality, stub_batch)
+def batch_of(name: str) -> Callable[[int], Batch]:
+    """The batch maker of a preset."""
+    system = registry.system_of(name)
+    if system.modality == "image":
+        return functools.partial(image_batch, size=system.load().preset(name).size)
+    return {"shape": shape_batch}.get(system.modality, stub_batch)
 
 
 CASES = [
@@ -109,7 +119,7 @@ CASES = [
         Case(
             name=name,
             build=lambda name=name: build_preset(name),
-            batch=batch_of(registry.system_of(name).modality),
+            batch=batch_of(name),
             is_sampled=registry.system_of(name).name in SAMPLED,
         )
         for name in SMALL_PRESETS

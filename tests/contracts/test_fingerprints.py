@@ -20,10 +20,17 @@ from contracts.cases import SMALL_PRESETS, build_preset
 from polytok.bottlenecks import RESAMPLERS, GaussianBottleneck, MultiScaleVQ
 from polytok.core.contracts import StepContext
 from polytok.generators import AdaptiveTransformer, Cond, QuarterQK, Query, UnitQK
-from polytok.layers import AnchorExchange, Block, CrossBlock, FeedForward, FourierEmbedding
+from polytok.layers import (
+    AnchorExchange,
+    Block,
+    CrossBlock,
+    FeedForward,
+    FourierEmbedding,
+    ViTBlock,
+)
 from polytok.losses import overlap_loss, signed_distance_loss, soft_occupancy_loss
-from polytok.networks.decoders import TriplaneDecoder
-from polytok.networks.encoders import PointEncoder
+from polytok.networks.decoders import CodeHead, MaskTokenDecoder, PatchHead, TriplaneDecoder
+from polytok.networks.encoders import LatentQueryEncoder, PointEncoder
 
 STORED = Path(__file__).with_name("fingerprints.json")
 IS_UPDATE = os.environ.get("POLYTOK_UPDATE_FINGERPRINTS") == "1"
@@ -87,6 +94,13 @@ def decoded() -> list[Tensor]:
     return [decoder(wave(2, 4, 16))(wave(2, 30, 3, phase=2))]
 
 
+def told(lengths: Tensor | None) -> list[Tensor]:
+    """Tokens of an image grid, and cells made of some of them."""
+    sizes = {"dim": 16, "num_heads": 2, "num_layers": 1, "num_latents": 4}
+    tokens = filled(LatentQueryEncoder(size=6, patch=2, **sizes))(wave(2, 3, 6, 6))
+    return [tokens, filled(MaskTokenDecoder(grid=3, **sizes))(tokens, lengths=lengths)]
+
+
 SHAPES = {
     "points": wave(2, 80, 3),
     "normals": wave(2, 80, 3, phase=1),
@@ -99,7 +113,10 @@ def stepped(preset: str) -> list[Tensor]:
     """Losses of a training step without noise, and the decoded code."""
     model = filled(build_preset(preset))
     is_image = model.spec.modality == "image"
-    batch = {"image": wave(2, 3, 32, 32) / 2 + 0.5, "seed": torch.arange(2)} if is_image else SHAPES
+    batch = SHAPES
+    if is_image:
+        side = model.config.size
+        batch = {"image": wave(2, 3, side, side) / 2 + 0.5, "seed": torch.arange(2)}
     losses = model(batch, StepContext()).losses
     decoded = model.decode(model.encode(batch))
     values = decoded["image"] if is_image else decoded["field"](batch["queries"])
@@ -133,6 +150,7 @@ COMPONENTS: dict[str, Callable[[], list[Tensor]]] = {
     ),
     "layers.FeedForward": lambda: [filled(FeedForward(8))(wave(2, 5, 8))],
     "layers.Block": lambda: [filled(Block(8, 2))(wave(2, 5, 8))],
+    "layers.ViTBlock": lambda: [filled(ViTBlock(8, 2))(wave(2, 5, 8))],
     "layers.CrossBlock": lambda: [filled(CrossBlock(8, 2))(wave(2, 5, 8), wave(2, 7, 8, phase=1))],
     "bottlenecks.GaussianBottleneck": lambda: (
         (out := filled(GaussianBottleneck(8, 3))(wave(2, 5, 8), noise=wave(2, 5, 3)))
@@ -147,6 +165,9 @@ COMPONENTS: dict[str, Callable[[], list[Tensor]]] = {
         for mode, count in (("cross_learned", 6), ("cross_fps", 6), ("subset", 6), ("planes", 12))
     },
     "networks.TriplaneDecoder": decoded,
+    "networks.LatentQueryEncoder, MaskTokenDecoder": lambda: told(torch.tensor([1, 4])),
+    "networks.CodeHead": lambda: [filled(CodeHead(8, 5))(wave(2, 9, 8))],
+    "networks.PatchHead": lambda: [filled(PatchHead(8, 2))(wave(2, 9, 8))],
     "losses.signed_distance_loss": lambda: [
         signed_distance_loss(wave(2, 9), 0.1 * wave(2, 9, phase=1), band=0.05)
     ],
