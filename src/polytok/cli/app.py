@@ -11,11 +11,11 @@ import typer
 from polytok.cli import collapse, kinds, mixture, reduce, show
 from polytok.cli.classify import classify
 from polytok.cli.convert import convert
+from polytok.cli.generation import CFG
 from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
 
 DEFAULT_GENERATOR = "vat-512b-small-gen"
-DEFAULT_CFG = 2.0
 
 app = typer.Typer(
     help="Any signal in a few tokens, and back.",
@@ -115,7 +115,6 @@ def encode(
         raise PolytokError("--prior and --text belong to --coder prior")
     symbols = api.prior_of(codec, prior, text) if coder == "prior" else None
     static = "auto" if symbols else coder
-    show.notice(codec)
 
     def work(source: Path, target: Path) -> dict[str, Any]:
         codes = kind.encode(codec, source, **given)
@@ -123,7 +122,9 @@ def encode(
         write_bytes(target, data, force=force)
         return {"bytes": len(data), "source_bytes": source.stat().st_size}
 
-    raise typer.Exit(batch.run(work, as_json=as_json, verb="encoding"))
+    status = batch.run(work, as_json=as_json, verb="encoding")
+    show.notice(codec)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -244,39 +245,58 @@ def truncate(
 @app.command()
 def generate(
     output: Output,
-    text: Annotated[str | None, typer.Argument(help="What is wanted, in words.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(help="What is wanted, in words; images: a class.")
+    ] = None,
     image: Image = None,
     count: Count = 1,
     seed: Seed = 0,
     model: Generator = DEFAULT_GENERATOR,
-    cfg: Strength = DEFAULT_CFG,
-    blend: Blend = 0.5,
-    temperature: Temperature = 1.0,
-    top_k: TopK = 0,
-    top_p: TopP = 0.0,
-    resolution: Resolution = 128,
-    format_: MeshFormat = "glb",
+    cfg: Annotated[
+        float | None,
+        typer.Option(help="Guidance by the conditions; 0 for none; shapes: default 2."),
+    ] = None,
+    blend: Annotated[
+        float | None,
+        typer.Option(help="Shapes: share of the image beside a text; default 0.5."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Images: passes of the net.", min=1)] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Shapes: below 1 plays safe. Images: of the noise; 0 plays safe."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Shapes: draw from the k likeliest ids.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Shapes: draw from this mass.")] = None,
+    resolution: ShapeResolution = None,
+    size: Annotated[
+        int | None, typer.Option(help="Images: pixels a side; default the tokenizer's.", min=1)
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Extension, when the output is a folder.")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make new shapes from a text, a picture, both or nothing."""
-    from polytok.cli import generation
-    from polytok.generators import Sampling
-    from polytok.systems import api
-
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    stem = generation.stem_of(text, image)
-    to = generation.Destination.of(output, stem, count, format_.lstrip("."), force=force)
-    generator = api.load_generator(model, device=show.ready(device, threads))
-    generation.note_cut(generator, text)
-    parts = generator.stream(
-        text, image, count=count, seed=seed, cfg=cfg, blend=blend, sampling=sampling
+    """Make new shapes from a text, a picture, both or nothing, or images of a class or none."""
+    kind = kinds.of_generator(model)
+    shape = {"image": image, "blend": blend, "top_k": top_k, "top_p": top_p, "res": resolution}
+    given = kinds.options(
+        kind,
+        kind.generate,
+        text=text,
+        cfg=cfg,
+        steps=steps,
+        temperature=temperature,
+        size=size,
+        format=format_,
+        **shape,
     )
-    generation.write_all(
-        generator.codec, parts, to, resolution=resolution, force=force, as_json=as_json
-    )
+    common = {"count": count, "seed": seed, "force": force, "as_json": as_json}
+    kind.generate(model, output, device=show.ready(device, threads), **common, **given)
 
 
 @app.command()
@@ -289,7 +309,7 @@ def complete(
     count: Count = 1,
     seed: Seed = 0,
     model: Generator = DEFAULT_GENERATOR,
-    cfg: Strength = DEFAULT_CFG,
+    cfg: Strength = CFG,
     blend: Blend = 0.5,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
@@ -308,7 +328,7 @@ def complete(
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     data, stem = api.read_code(path), f"{path.stem}-from-{from_scale}"
-    to = generation.Destination.of(output, stem, count, format_.lstrip("."), force=force)
+    to = generation.shape_destination(output, stem, count, format_.lstrip("."), force=force)
     generator = api.load_generator(model, device=show.ready(device, threads))
     generation.note_cut(generator, text)
     codes = generator.codec.unpack(data, prior=api.prior_for(data))
@@ -322,7 +342,7 @@ def complete(
         sampling=sampling,
         kept=generator.coarse(codes, from_scale),
     )
-    generation.write_all(
+    generation.write_shapes(
         generator.codec, parts, to, resolution=resolution, force=force, as_json=as_json
     )
 

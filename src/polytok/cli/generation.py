@@ -1,4 +1,4 @@
-"""Generated codes to files: one ``.ptk`` and one mesh each, and a contact sheet."""
+"""Generated codes to files: one ``.ptk`` and one signal each, and a contact sheet; shapes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,17 @@ from polytok.core.errors import PolytokError
 from polytok.core.files import atomic_path, write_bytes
 
 if TYPE_CHECKING:
-    import trimesh
-
     from polytok.core.contracts import Codes
+    from polytok.systems.codec import Codec
     from polytok.systems.shape.codec import ShapeCodec
     from polytok.systems.shape.generation import ShapeGenerator
 
 Row = dict[str, Any]
+Make = Callable[["Codes", Path], tuple[Row, Callable[[], Any]]]
+"""Writes the signal of a code; gives facts of it, and what draws its picture."""
+
+NOUN = "shape"
+CFG = 2.0
 SHEET_MOST = 64
 SHEET_PIXELS = 224
 SHEET_COLUMNS = 8
@@ -30,34 +34,41 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Destination:
-    """Where shapes go: ``paths`` of the meshes, and the contact sheet of more than one."""
+    """Where signals go: ``paths`` of them, and the contact sheet of more than one."""
 
     paths: tuple[Path, ...]
     sheet: Path | None
 
     @staticmethod
-    def of(output: Path, stem: str, count: int, suffix: str, *, force: bool) -> Destination:
-        """A file for one shape, else files in a folder; checked before anything is drawn.
+    def of(
+        output: Path,
+        stem: str,
+        count: int,
+        suffix: str,
+        *,
+        known: Sequence[str],
+        noun: str,
+        force: bool,
+    ) -> Destination:
+        """A file for one signal, else files in a folder; checked before anything is drawn.
+
+        Args:
+            known: extensions that can be written. noun: one signal, in words.
 
         Raises:
-            PolytokError: the count is out of range, the format is unknown, or a result exists and
-                ``force`` is false.
+            PolytokError: the format is unknown, one file is named for many signals, or a result
+                exists and ``force`` is false.
         """
-        from polytok.signals import mesh as meshes
-        from polytok.systems.shape.generation import check_count
-
-        check_count(count)
         if output.suffix and not output.is_dir():
             if count > 1:
-                raise PolytokError(f"{output} is one file, but {count} shapes are asked for")
+                raise PolytokError(f"{output} is one file, but {count} {noun}s are asked for")
             paths = [output]
         else:
             digits = len(str(count - 1))
             paths = [output / f"{stem}-{i:0{digits}d}.{suffix}" for i in range(count)]
-        if paths[0].suffix.lower() not in meshes.WRITABLE:
+        if paths[0].suffix.lower() not in known:
             raise PolytokError(
-                f"{paths[0]} has extension {paths[0].suffix or 'none'!r}; known: "
-                f"{', '.join(meshes.WRITABLE)}"
+                f"{paths[0]} has extension {paths[0].suffix or 'none'!r}; known: {', '.join(known)}"
             )
         sheet = output / f"{stem}.png" if count > 1 else None
         results = [p for path in paths for p in (path, path.with_suffix(".ptk"))]
@@ -67,10 +78,10 @@ class Destination:
         return Destination(tuple(paths), sheet)
 
 
-def stem_of(text: str | None, image: Path | None) -> str:
-    """A file name from a prompt."""
+def stem_of(text: str | None, image: Path | None, noun: str = NOUN) -> str:
+    """A file name from a prompt, or from what is drawn if there is none."""
     words = re.sub(r"[^\w]+", "-", (text or "").lower()).strip("-_")[:40]
-    return words or (image.stem if image else "shape")
+    return words or (image.stem if image else noun)
 
 
 def note_cut(generator: ShapeGenerator, text: str | None) -> None:
@@ -79,7 +90,57 @@ def note_cut(generator: ShapeGenerator, text: str | None) -> None:
         show.note("the text is longer than the model reads; its end is left out")
 
 
-def write_all(
+def shape_destination(
+    output: Path, stem: str, count: int, suffix: str, *, force: bool
+) -> Destination:
+    """Where shapes go.
+
+    Raises:
+        PolytokError: the count is out of range; see also :meth:`Destination.of`.
+    """
+    from polytok.signals import mesh as meshes
+    from polytok.systems.shape.generation import check_count
+
+    check_count(count)
+    return Destination.of(
+        output, stem, count, suffix, known=meshes.WRITABLE, noun=NOUN, force=force
+    )
+
+
+def generate(
+    model: str,
+    output: Path,
+    *,
+    count: int,
+    seed: int,
+    device: str,
+    force: bool,
+    as_json: bool,
+    text: str | None = None,
+    image: Path | None = None,
+    cfg: float = CFG,
+    blend: float = 0.5,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    res: int = 128,
+    format: str = "glb",
+) -> None:
+    """Draw shapes from a text, a picture, both or nothing."""
+    from polytok.generators import Sampling
+    from polytok.systems import api
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    to = shape_destination(output, stem_of(text, image), count, format.lstrip("."), force=force)
+    generator = api.load_generator(model, device=device)
+    note_cut(generator, text)
+    parts = generator.stream(
+        text, image, count=count, seed=seed, cfg=cfg, blend=blend, sampling=sampling
+    )
+    write_shapes(generator.codec, parts, to, resolution=res, force=force, as_json=as_json)
+
+
+def write_shapes(
     codec: ShapeCodec,
     parts: Iterable[Codes],
     to: Destination,
@@ -88,49 +149,55 @@ def write_all(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Decode, write and show every item as it comes, so memory stays bounded."""
+    """Write shapes as they come, see :func:`write_all`."""
     from polytok.signals import mesh as meshes
 
+    def make(codes: Codes, path: Path) -> tuple[Row, Callable[[], Any]]:
+        mesh = codec.decode(codes, resolution=resolution)[0]
+        meshes.write(mesh, path, force=force)
+        draws = int(codes.meta["draws"][0])
+        if draws > 1:
+            show.note(f"{path}: draw {draws}, since those before it decoded to nothing")
+        facts = {"faces": len(mesh.faces), "draws": draws}
+        return facts, lambda: meshes.render(mesh, size=SHEET_PIXELS)
+
+    write_all(codec, parts, to, make, force=force, as_json=as_json)
+
+
+def write_all(
+    codec: Codec,
+    parts: Iterable[Codes],
+    to: Destination,
+    make: Make,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Decode, write and show every item as it comes, so memory stays bounded."""
     rows: list[Row] = []
     pictures: list[Any] = []
     start = time.perf_counter()
     for codes in parts:
         for place in range(len(codes)):
             path, one = to.paths[len(rows)], codes[place]
-            mesh = codec.decode(one, resolution=resolution)[0]
+            facts, picture = make(one, path)
             data = codec.pack(one)[0]
-            meshes.write(mesh, path, force=force)
             write_bytes(path.with_suffix(".ptk"), data, force=force)
-            draws = int(one.meta["draws"][0])
-            if draws > 1:
-                show.note(f"{path}: draw {draws}, since those before it decoded to nothing")
-            row = {
-                "output": str(path),
-                "bytes": len(data),
-                "faces": len(mesh.faces),
-                "draws": draws,
-                "seconds": round(time.perf_counter() - start, 3),
-            }
+            seconds = round(time.perf_counter() - start, 3)
+            rows.append({"output": str(path), "bytes": len(data), **facts, "seconds": seconds})
             start = time.perf_counter()
-            rows.append(row)
             if not as_json:
                 print(
                     f"[{len(rows)}/{len(to.paths)}] {path}: {len(data)} bytes as .ptk", flush=True
                 )
             if to.sheet is not None and len(pictures) < SHEET_MOST:
-                pictures.append(_picture(mesh))
+                pictures.append(picture())
     if to.sheet is not None:
         _write_sheet(pictures, to.sheet)
         if not as_json:
             print(f"{to.sheet}: {len(pictures)} pictures")
     if as_json:
         print(json.dumps({"results": rows}))
-
-
-def _picture(mesh: trimesh.Trimesh) -> Any:
-    from polytok.signals import mesh as meshes
-
-    return meshes.render(mesh, size=SHEET_PIXELS)
 
 
 def _write_sheet(pictures: list[Any], path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from polytok.systems.prior import PriorCoder
 
 MODULES = {"shape": "polytok.cli.shapes", "image": "polytok.cli.images"}
+GENERATORS = {"shape": "polytok.cli.generation", "image": "polytok.cli.image_generation"}
 DEFAULT_MODELS = {"shape": "vat-512b-small", "image": "one-d-piece-tiny"}
 
 Row = dict[str, Any]
@@ -75,6 +76,29 @@ def of_modality(modality: str) -> Kind:
     if modality not in MODULES:
         raise PolytokError(f"codes of {modality} have no commands; known: {', '.join(MODULES)}")
     return cast(Kind, import_module(MODULES[modality]))
+
+
+class Drawing(Protocol):
+    """What ``generate`` does for one kind of signal; options are keywords, named as on the line."""
+
+    NOUN: str
+    """One signal, in words."""
+    generate: Callable[..., None]
+    """Draw to files: ``(model, output, count=, seed=, device=, force=, as_json=, **options)``."""
+
+
+def of_generator(model: str) -> Drawing:
+    """How what a generator draws is written.
+
+    Raises:
+        PolytokError: there is no such model, or it is no generator, or no command knows its kind.
+    """
+    from polytok.systems import api
+
+    modality = api.system_of(model, kind="generator").modality
+    if modality not in GENERATORS:
+        raise PolytokError(f"{modality} cannot be generated; known: {', '.join(GENERATORS)}")
+    return cast(Drawing, import_module(GENERATORS[modality]))
 
 
 def of_inputs(model: str | None, inputs: list[str]) -> tuple[Kind, str]:
@@ -148,7 +172,7 @@ class Opened:
         return kind, codec, codes
 
 
-def options(kind: Kind, function: Callable[..., Any], **given: Any) -> dict[str, Any]:
+def options(kind: Kind | Drawing, function: Callable[..., Any], **given: Any) -> dict[str, Any]:
     """The options that were given, as keywords of a function of a kind.
 
     Raises:
@@ -158,7 +182,8 @@ def options(kind: Kind, function: Callable[..., Any], **given: Any) -> dict[str,
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in known:
-            raise PolytokError(f"--{name} is not for {kind.NOUN}s")
+            option = name.replace("_", "-")
+            raise PolytokError(f"--{option} is not for {kind.NOUN}s")
     return chosen
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polytok.core.contracts import Codes
     from polytok.systems.codec import Codec
     from polytok.systems.image.codec import ImageCodec
+    from polytok.systems.image.generation import ImageGenerator
     from polytok.systems.prior import PriorCoder
     from polytok.systems.shape.codec import ShapeCodec
     from polytok.systems.shape.generation import ShapeGenerator
@@ -88,16 +89,27 @@ def load_codec(name: StrPath, *, device: str = "cpu", modality: str | None = Non
     return model
 
 
-def load_generator(name: StrPath, *, device: str = "cpu") -> ShapeGenerator:
-    """Load a generator of shapes with its tokenizer.
+@overload
+def load_generator(
+    name: StrPath, *, device: str = ..., modality: Literal["shape"] = ...
+) -> ShapeGenerator: ...
+@overload
+def load_generator(
+    name: StrPath, *, device: str = ..., modality: Literal["image"]
+) -> ImageGenerator: ...
+def load_generator(name: StrPath, *, device: str = "cpu", modality: str = "shape") -> Any:
+    """Load a generator with its tokenizer.
+
+    Args:
+        modality: that it must have.
 
     Raises:
-        WeightsError: the name is that of another kind of system; see also :func:`load`.
+        WeightsError: the name is that of another kind of system, which is named; or of another
+            modality. See also :func:`load`.
     """
     folder, label, system, info = _described(name)
-    _check(name, system, "generator", "shape")
-    generator: ShapeGenerator = _build(folder, label, system, info, device)
-    return generator
+    _check(name, system, "generator", modality)
+    return _build(folder, label, system, info, device)
 
 
 def notice(codec: Codec) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polytok import bitstream
 from polytok.core.contracts import Codes, TokenizerSpec
-from polytok.core.errors import PolytokError
+from polytok.core.errors import PolytokError, WeightsError
 
 
 class Codec:
@@ -77,3 +77,19 @@ class Codec:
 
     def _known(self, prior: bitstream.SymbolModel | None) -> dict[str, Any]:
         return {"weights": self.weights, "histograms": self.histograms, "prior": prior}
+
+
+def require_weights(codec: Codec, weights: str, name: str) -> None:
+    """Refuse a tokenizer that a generator was not trained on.
+
+    Args:
+        weights: fingerprint of the tokenizer whose codes the generator ``name`` draws.
+
+    Raises:
+        WeightsError: the codec has others.
+    """
+    if codec.weights != weights:
+        raise WeightsError(
+            f"{name} draws codes of weights {weights or 'unknown'}, but {codec.name!r} has "
+            f"{codec.weights}"
+        )

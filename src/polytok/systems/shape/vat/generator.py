@@ -16,7 +16,7 @@ from polytok.bottlenecks import MultiScaleVQ
 from polytok.core import hub
 from polytok.core.config import from_dict
 from polytok.core.contracts import Stage
-from polytok.core.errors import ConfigError, UnknownNameError, WeightsError
+from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.generators import (
     AdaptiveTransformer,
     CodebookHead,
@@ -35,6 +35,7 @@ from polytok.networks.pretrained import (
     SmallTextTower,
     Tower,
 )
+from polytok.systems.codec import require_weights
 
 if TYPE_CHECKING:
     from polytok.systems.shape.generation import ShapeGenerator
@@ -209,11 +210,7 @@ def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") 
 
     config = from_dict(VATGeneratorConfig, info.config)
     codec = api.load_codec(config.tokenizer, device=device, modality="shape")
-    if codec.weights != config.tokenizer_weights:
-        raise WeightsError(
-            f"{name} draws codes of weights {config.tokenizer_weights}, but "
-            f"{config.tokenizer!r} has {codec.weights}"
-        )
+    require_weights(codec, config.tokenizer_weights, name)
     model = VATGenerator(config, codec.model.bottleneck.quantizer)
     hub.load_weights(model, folder)
     return ShapeGenerator(model.to(device), codec, name=name, weights=hub.fingerprint(folder))
