@@ -33,7 +33,9 @@ def generate(
 ) -> None:
     """Draw pictures of the class that ``text`` names or numbers, or of none."""
     from polytok.systems import api
+    from polytok.systems.image.generation import check_count
 
+    check_count(count)
     to = Destination.of(
         output,
         stem_of(text, None, NOUN),

@@ -99,8 +99,7 @@ class ImageGenerator:
         known: Codes | Known | None = None,
     ) -> Iterator[Codes]:
         """Draw codes as :meth:`generate` does, a few at a time, in bounded memory."""
-        if not 1 <= count <= MAX_COUNT:
-            raise ConfigError(f"count={count} is not within 1..{MAX_COUNT}")
+        check_count(count)
         check_cfg(self.model.config.cfg if cfg is None else cfg)
         self.model.process.plan(steps)
         labels = self._labels(label, count)
@@ -197,3 +196,13 @@ class ImageGenerator:
     def _taken(self, known: Known, items: Tensor) -> Known:
         rows = items % len(known.ids)
         return Known(ids=known.ids[rows].to(self.device), mask=known.mask[rows].to(self.device))
+
+
+def check_count(count: int) -> None:
+    """Refuse a number of pictures that is out of range.
+
+    Raises:
+        ConfigError: it is not within 1..100,000.
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise ConfigError(f"count={count} is not within 1..{MAX_COUNT}")
