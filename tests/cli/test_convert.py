@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,35 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cli.commands import run
+from parity.official import shapes_of
+from polytok.core import hub, registry
+from polytok.core.errors import WeightsError
 from polytok.systems import api
-from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN, key_map, preset
 from polytok.systems.keymap import to_theirs
 
 PRESET = "maskgit-vqgan-tiny"
 
 
-def source_model() -> MaskGITVQGAN:
+def source_model(name: str = PRESET) -> nn.Module:
+    """The model of a preset with random weights."""
+    module = registry.system_of(name).load()
     torch.manual_seed(3)
-    return MaskGITVQGAN(preset(PRESET)).eval()
+    return module.OFFICIAL.build(module.preset(name)).eval()
+
+
+def official_of(name: str) -> dict[str, Tensor]:
+    """The weights of :func:`source_model` under the official names."""
+    model = source_model(name)
+    key_map = registry.system_of(name).load().OFFICIAL.key_map(model.config)
+    return {k: t.contiguous() for k, t in to_theirs(key_map, model.state_dict()).items()}
 
 
 @pytest.fixture
 def official() -> dict[str, Tensor]:
-    """A state dict under the official names."""
-    model = source_model()
-    return {
-        k: t.contiguous() for k, t in to_theirs(key_map(model.config), model.state_dict()).items()
-    }
+    return official_of(PRESET)
 
 
 def save_legacy(tensors: dict[str, Tensor], path: Path) -> None:
@@ -65,6 +73,62 @@ def test_a_converted_folder_holds_the_official_model(
     found = api.load(folder).model.state_dict()
     assert found.keys() == model.state_dict().keys()
     assert all(torch.equal(found[k], t) for k, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["titok-tiny", "one-d-piece-micro"])
+def test_tokenizers_are_converted(name: str, tmp_path: Path) -> None:
+    torch.save(official_of(name), tmp_path / "a.bin")
+    assert run("convert", name, tmp_path / "a.bin", "-o", tmp_path / "out") == 0
+    found, wanted = api.load(tmp_path / "out").model, source_model(name)
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    codes = wanted.encode({"image": image})
+    assert torch.equal(found.encode({"image": image}).indices[0], codes.indices[0])
+    assert torch.equal(found.decode(codes)["image"], wanted.decode(codes)["image"])
+
+
+def test_a_generator_is_joined_with_its_converted_tokenizer(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, tokenizer = "maskgit-tiny", "one-d-piece-micro"
+    torch.save(official_of(name), tmp_path / "generator.bin")
+    torch.save(official_of(tokenizer), tmp_path / "tokenizer.bin")
+    assert run("convert", tokenizer, tmp_path / "tokenizer.bin", "-o", tmp_path / "tokens") == 0
+    begun = ("convert", name, tmp_path / "generator.bin", "-o", tmp_path / "out")
+    assert run(*begun) == 2
+    assert f"{name} draws codes of {tokenizer}" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run(*begun, "--tokenizer", tmp_path / "tokens") == 0
+    found = api.load(tmp_path / "out").model.state_dict()
+    wanted = source_model(name).state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[k], t) for k, t in wanted.items())
+    assert hub.read_info(tmp_path / "out").config["tokenizer_weights"] == hub.fingerprint(
+        tmp_path / "tokens"
+    )
+    hub.save_tensors(
+        {k: t + 1 for k, t in source_model(tokenizer).state_dict().items()},
+        source_model(tokenizer).config,
+        tmp_path / "tokens",
+        system="one-d-piece",
+        preset=tokenizer,
+    )
+    with pytest.raises(WeightsError, match="weights"):
+        api.load(tmp_path / "out")
+
+
+def test_a_generator_of_another_tokenizer_is_refused(
+    official: dict[str, Tensor], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(official, tmp_path / "a.bin")
+    assert run("convert", PRESET, tmp_path / "a.bin", "-o", tmp_path / "tokens") == 0
+    torch.save(official_of("maskgit-tiny"), tmp_path / "b.bin")
+    begun = ("convert", "maskgit-tiny", tmp_path / "b.bin", "-o", tmp_path / "out")
+    assert run(*begun, "--tokenizer", tmp_path / "tokens") == 2
+    assert f"holds {PRESET}, but maskgit-tiny draws codes of" in capfd.readouterr().err
+    again = ("convert", PRESET, tmp_path / "a.bin", "-o", tmp_path / "out")
+    assert run(*again, "--tokenizer", tmp_path / "tokens") == 2
+    assert "is no generator" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_json_names_the_fingerprint_and_force_replaces(
@@ -174,6 +238,16 @@ def test_other_presets_are_refused(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and reason in lines[0], lines
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_names_every_released_model_and_no_other() -> None:
+    page = Path(__file__).parents[2] / "docs" / "converting-weights.md"
+    table = page.read_text().split("<!-- converting:presets -->")[1]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [name for cell in first for name in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(named) == sorted(shapes_of("titok_keys.json"))
+    for name in named:
+        assert registry.system_of(name).load().OFFICIAL.source
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
