@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polytok.core import hub
+from polytok.core.config import from_dict
 from polytok.core.contracts import Batch, Tokenizer
 from polytok.core.errors import ConfigError, SignalError
 from polytok.data.images import LabelledImages, read_labelled
@@ -44,28 +45,39 @@ class ImageTraining:
     validate: Callable[[Any], Mapping[str, float]] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageSampling:
+    """How training pictures are changed.
+
+    Args:
+        shift: pixels a picture may move each way, see :class:`PictureSamples`.
+    """
+
+    shift: int = 3
+
+
 def ready(
     model: Tokenizer, recipe: Recipe, *, size: int, prefixes: Sequence[int] = ()
 ) -> ImageTraining:
     """Fill a model with what its recipe starts from, and read the recipe's pictures.
 
     ``[data]`` names folders of :func:`polytok.data.pictures.prepare_pictures`, or zips and folders
-    laid out as ``class/name.jpg``; ``[sampling]`` may set ``shift``, see :class:`PictureSamples`.
+    laid out as ``class/name.jpg``; ``[sampling]`` takes the fields of :class:`ImageSampling`.
 
     Args:
         size: pixels a side. prefixes: numbers of tokens that are scored besides all of them.
 
     Raises:
-        ConfigError: a sampling key is unknown, or the pictures have another size.
+        UnknownNameError: a sampling key is unknown.
+        ConfigError: the pictures have another size, or a sampling value is wrong.
     """
     from polytok.systems import api
 
     if recipe.init:
         hub.load_weights(model, api.find_weights(recipe.init)[0])
-    if unknown := set(recipe.sampling) - {"shift"}:
-        raise ConfigError(f"unknown sampling key {sorted(unknown)[0]!r} (known: shift)")
+    sampling = from_dict(ImageSampling, recipe.sampling)
     train = read_split(recipe.data.train, "train", size)
-    source = PictureSamples(train, seed=recipe.train.seed, **recipe.sampling)
+    source = PictureSamples(train, seed=recipe.train.seed, shift=sampling.shift)
     validate = None
     if recipe.data.val:
         pictures = read_split(recipe.data.val, "val", size)

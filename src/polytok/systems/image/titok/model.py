@@ -217,7 +217,11 @@ class TiTok(Tokenizer):
         decoded = self.picture(latents, lengths=lengths).float()
         losses = {"mse": F.mse_loss(decoded, image.float())}
         losses |= {name: criterion(decoded, image) for name, criterion in self.criteria.items()}
-        return losses, {"psnr": psnr(decoded.detach(), image).mean()}, {"image": decoded}
+        metrics = {"psnr": psnr(decoded.detach(), image).mean()}
+        if self.training and self.tail_drop is not None and lengths is None:
+            # One mean over all lengths would hide what happens at the short ones.
+            metrics[f"psnr_to_{1 << (latents.shape[1] - 1).bit_length()}"] = metrics["psnr"]
+        return losses, metrics, {"image": decoded}
 
     def _ask_for_codes(
         self, image: Tensor, latents: Tensor, lengths: Tensor | None

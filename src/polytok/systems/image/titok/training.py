@@ -52,12 +52,13 @@ def prepare_training(recipe: Recipe) -> ImageTraining:
 def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     """Build the model of a configuration, changed by the recipe, and read the recipe's pictures.
 
-    ``sampling`` takes ``shift`` of :class:`polytok.data.pictures.PictureSamples`, and ``teacher``:
+    ``sampling`` takes the fields of :class:`polytok.systems.images.ImageSampling`, and ``teacher``:
     weights tag or folder of the tokenizer that ``pixels`` of the configuration names. Stage
     "proxy" needs it, and a model that starts from nothing takes over its codes and its decoder.
 
     Raises:
-        ConfigError: a key is unknown, stage "proxy" has no teacher, or the pictures do not fit.
+        UnknownNameError: a key is unknown.
+        ConfigError: stage "proxy" has no teacher, or the pictures do not fit.
         WeightsError: the teacher is another tokenizer than the configuration names.
     """
     config = override(config, **recipe.config)
