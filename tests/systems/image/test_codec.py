@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from PIL import Image
 
 from contracts.pictures import PatchColours, PatchColoursConfig
 from polytok import bitstream
+from polytok.core import hub
 from polytok.core.contracts import Codes, Level
 from polytok.core.errors import ConfigError, FormatError, PolytokError, SignalError, WeightsError
+from polytok.systems import api
+from polytok.systems.image import one_d_piece
 from polytok.systems.image.codec import LARGEST_SIDE, ImageCodec
+from polytok.systems.image.titok import TiTok
 
 TAG = "0badc0de"
 SIDE, TOKENS = 16, 16
@@ -266,6 +271,33 @@ def test_a_tokenizer_without_one_level_of_tokens_has_no_codec() -> None:
         model.spec = replace(model.spec, levels=levels)
         with pytest.raises(ConfigError, match="patches has no codec"):
             ImageCodec(model, size=SIDE, name="patches", weights=TAG)
+
+
+def test_registered_tokenizers_have_the_codec(tmp_path: Path) -> None:
+    """A folder of random weights, through every arrow there and back."""
+    torch.manual_seed(0)
+    name = "one-d-piece-micro"
+    model = TiTok(one_d_piece.preset(name))
+    tag = hub.save_pretrained(model, model.config, tmp_path, system="one-d-piece", preset=name)
+    codec = api.load_codec(tmp_path, modality="image")
+    count, side = model.config.num_latents, model.config.size
+    assert (codec.weights, codec.size, codec.num_tokens) == (tag, side, count)
+    codes = codec.encode(blocks(5, 9), tiles=2)
+    for k in (1, count // 2, count):
+        [data] = codec.pack(codec.prefix(codes, k))
+        assert len(data) <= 17 + -(-2 * k * math.log2(model.config.codebook_size) // 8)
+        back = codec.unpack(data)
+        assert same(back, codec.prefix(codes, k))
+        # Tile by tile, as the model decodes alone.
+        wide = [model.decode(Codes(indices=(back.indices[0][:, t::2],)))["image"] for t in (0, 1)]
+        shown = codec.decode(
+            replace(back, meta={**back.meta, "size": torch.tensor([[2 * side, side]])})
+        )
+        apart = torch.cat(wide, -1)[0].clamp(0, 1) - torch.from_numpy(
+            np.asarray(shown[0]).transpose(2, 0, 1) / np.float32(255)
+        )
+        assert apart.abs().max() <= 0.6 / 255
+    assert codec.decode(codes)[0].size == (36, 20)
 
 
 def test_codes_that_are_of_no_picture_are_refused(codec: ImageCodec) -> None:
