@@ -8,7 +8,17 @@ from polytok.metrics.collapse import (
     measure_collapse,
     record_moments,
 )
-from polytok.metrics.image import psnr
+from polytok.metrics.image import (
+    IMAGE_CONVENTIONS,
+    bits_per_pixel,
+    classifier_agreement,
+    feature_distance,
+    frechet_distance,
+    ms_ssim,
+    perceptual_distance,
+    psnr,
+    ssim,
+)
 from polytok.metrics.peers import DracoFit, draco_candidates, draco_decode, draco_encode, draco_fit
 from polytok.metrics.rationale import (
     attention_entropy,
@@ -22,6 +32,7 @@ from polytok.metrics.shape import CONVENTIONS, ShapeReference, ShapeScores, shap
 
 __all__ = [
     "CONVENTIONS",
+    "IMAGE_CONVENTIONS",
     "CollapseReport",
     "DracoFit",
     "Interval",
@@ -31,20 +42,27 @@ __all__ = [
     "ShapeScores",
     "attention_entropy",
     "average_precision",
+    "bits_per_pixel",
     "bootstrap_difference",
     "bootstrap_mean",
     "chamfer_matrix",
+    "classifier_agreement",
     "collapse_report",
     "draco_candidates",
     "draco_decode",
     "draco_encode",
     "draco_fit",
+    "feature_distance",
+    "frechet_distance",
     "kendall_tau",
     "measure_collapse",
+    "ms_ssim",
     "pearson",
+    "perceptual_distance",
     "psnr",
     "record_moments",
     "set_scores",
     "shape_scores",
+    "ssim",
     "top_f1",
 ]
