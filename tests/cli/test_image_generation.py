@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from polytok.core import hub, registry
 from polytok.core.config import override
 from polytok.systems import api
 from polytok.systems.classics.maskgit import MaskGIT, preset
+
+PAGE = (Path(__file__).parents[2] / "docs" / "image-generation.md").read_text()
 
 
 @pytest.fixture
@@ -118,3 +122,22 @@ def test_options_of_images_are_not_for_shapes_nor_the_commands_of_shapes_for_ima
     assert "a generator of shapes is needed" in capsys.readouterr().err
     existing = run("generate", "dog", "-o", path, "--model", drawer)
     assert existing == 2 and "--force" in capsys.readouterr().err
+
+
+def test_the_page_says_what_runs(
+    drawer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^polytok (generate .*?)(?: +#.*)?$", PAGE, re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        parts = [{"ship": "dog", "8": "1", "RUN": str(drawer)}.get(p, p) for p in shlex.split(line)]
+        if "-n" in parts:
+            parts[parts.index("-n") + 1] = "2"
+        assert run(*parts) == 0, line
+    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    found: dict[str, object] = {}
+    exec(code.replace('"RUN"', repr(str(drawer))).replace("ship", "dog"), found)
+    codes, more = found["codes"].indices[0], found["more"].indices[0]  # type: ignore[attr-defined]
+    assert codes.shape == (8, 16) and len(found["pictures"]) == 8  # type: ignore[arg-type]
+    assert torch.equal(more[:, :4], codes[:1, :4].expand(4, -1))

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from contracts.cases import SMALL_PRESETS, build_preset
 from polytok.bottlenecks import RESAMPLERS, GaussianBottleneck, MultiScaleVQ
 from polytok.core.contracts import StepContext
-from polytok.generators import AdaptiveTransformer, Cond, QuarterQK, Query, UnitQK
+from polytok.generators import (
+    AdaptiveTransformer,
+    Cond,
+    PostNormTransformer,
+    QuarterQK,
+    Query,
+    SkipTransformer,
+    UnitQK,
+)
 from polytok.layers import (
     AnchorExchange,
     Block,
@@ -140,9 +148,17 @@ def walked(modulation: str, qk: type[nn.Module]) -> list[Tensor]:
     return [net(Query(inp=wave(2, 2, 3), index=torch.arange(3)), cond)]
 
 
+def masked(kind: type[PostNormTransformer] | type[SkipTransformer]) -> list[Tensor]:
+    net = filled(kind(dim=8, depth=2, num_heads=2, vocab=5, length=3))
+    query = Query(inp=torch.tensor([[0, 5, 4], [5, 5, 1]]), index=torch.arange(3))
+    return [net(query, Cond(vector=wave(2, 8)))]
+
+
 COMPONENTS: dict[str, Callable[[], list[Tensor]]] = {
     "generators.AdaptiveTransformer(block, UnitQK)": lambda: walked("block", UnitQK),
     "generators.AdaptiveTransformer(shared, QuarterQK)": lambda: walked("shared", QuarterQK),
+    "generators.PostNormTransformer": lambda: masked(PostNormTransformer),
+    "generators.SkipTransformer": lambda: masked(SkipTransformer),
     "layers.FourierEmbedding": lambda: [FourierEmbedding(4)(wave(5, 3))],
     "layers.AnchorExchange": lambda: (
         (exchange := filled(AnchorExchange(8, 4, 2)))
