@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.metrics import structural_similarity
 
 from cli.commands import run
 from contracts import pictures
@@ -175,6 +176,10 @@ def test_weights_with_a_notice_say_it_once_for_every_encode(
     assert capsys.readouterr().err.splitlines() == [f"{TAG}: knows no photos"]
     assert run("encode", folder, "-o", tmp_path / "again", "--model", image_model) == 0
     assert capsys.readouterr().err == ""
+    # An error stands alone.
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert run("encode", tmp_path / "bad.png", "-o", tmp_path / "bad.ptk", "--model", TAG) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
     # Files of registered weights need no --model.
     assert run("decode", tmp_path / "out", "-o", tmp_path / "back") == 0
     assert sorted(p.name for p in (tmp_path / "back").iterdir()) == ["a.png", "b.png"]
@@ -211,6 +216,29 @@ def test_a_cut_file_decodes_only_when_asked(
     assert "whole tokens" in capfd.readouterr().err
 
 
+def oracle(first: Path, second: Path) -> float:
+    """SSIM by scikit-image, with the same window."""
+    found = structural_similarity(
+        *(pixels(path) / 255 for path in (first, second)),
+        channel_axis=2,
+        data_range=1,
+        gaussian_weights=True,
+        use_sample_covariance=False,
+        sigma=1.5,
+    )
+    return float(found)
+
+
+def test_pictures_smaller_than_a_window_have_no_ssim(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, level in (("a.png", 0), ("b.png", 51)):
+        Image.new("RGB", (1, 1), (level,) * 3).save(tmp_path / name)
+    assert run("compare", tmp_path / "a.png", tmp_path / "b.png", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == {"psnr": pytest.approx(-20 * np.log10(0.2), abs=1e-4)}
+
+
 def test_compare(photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.png"
     Image.fromarray(np.clip(pixels(photo) + 8, 0, 255).astype(np.uint8)).save(other)
@@ -218,7 +246,7 @@ def test_compare(photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     scores = json.loads(capfd.readouterr().out)
     apart = (pixels(other) - pixels(photo)) / 255
     assert scores["psnr"] == pytest.approx(-10 * np.log10(np.square(apart).mean()), abs=1e-3)
-    assert 0.5 < scores["ssim"] < 1
+    assert scores["ssim"] == pytest.approx(oracle(other, photo), abs=1e-4)
     Image.new("RGB", (31, 16)).save(other)
     assert run("compare", other, photo) == 2
     assert "is 31 x 16" in one_error(capfd)
