@@ -1,18 +1,50 @@
-"""What vector quantizers share: nearest code, k-means, usage and restarts over all ranks."""
+"""What vector quantizers share: nearest code, k-means, look-up, sums over all ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from polytok.core.errors import PolytokError
+from polytok.bottlenecks.estimators import Estimator
+from polytok.core.contracts import Bottleneck, BottleneckOutput
+from polytok.core.errors import PolytokError, UnknownNameError
 
 CHUNK = 1 << 19  # entries of the distance matrix held at a time
+MOST_COUNTED = 1 << 22  # codes whose occurrences are counted in a table
+BLOCK = 64  # codes whose scores are reduced together
+
+Metric = Literal["euclidean", "cosine"]
+Normalise = Callable[[Tensor], Tensor]
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """The vectors as they are."""
+    return x
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """The vectors (..., d) scaled to length 1; zero stays zero."""
+    return F.normalize(x, dim=-1)
+
+
+NORMALISE: dict[str, Normalise] = {"cosine": to_unit, "euclidean": unchanged}
+
+
+def normalise_of(metric: str) -> Normalise:
+    """What is done to inputs and codes before they are compared by Euclidean distance.
+
+    Raises:
+        UnknownNameError: the metric is unknown.
+    """
+    if metric not in NORMALISE:
+        raise UnknownNameError("metric", metric, NORMALISE)
+    return NORMALISE[metric]
 
 
 def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
@@ -24,57 +56,54 @@ def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     Returns:
         int64 (...).
     """
-    flat = vectors.detach().reshape(-1, vectors.shape[-1]).float()
     codes = codes.detach().float()
-    half_norms = codes.square().sum(-1) / 2
-    rows = max(1, CHUNK // codes.shape[0])
-    parts = [(half_norms - part @ codes.T).argmin(-1) for part in flat.split(rows)]
-    return torch.cat(parts).view(vectors.shape[:-1]) if parts else flat.new_zeros(0).long()
+    # |z - e|^2 is smallest where z.e - |e|^2 / 2 is largest; one addmm gives that.
+    return _best(vectors, codes, codes.square().sum(-1) / -2)
 
 
-def kmeans(vectors: Tensor, count: int, *, rng: torch.Generator, iterations: int = 10) -> Tensor:
-    """Lloyd's algorithm from random starts; a centre that loses all its points starts again.
+def largest_product(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Index of the code with the largest inner product, fp32, ties to the lowest index.
 
     Args:
-        vectors: (n, d) with n >= 1.
+        vectors: (..., d). codes: (V, d).
 
     Returns:
-        (count, d) centres; when n < count, some rows repeat with a little jitter.
+        int64 (...).
     """
-    n = vectors.shape[0]
-    order = torch.randperm(n, generator=rng)
-    centres = vectors[order[torch.arange(count) % n]].clone()
-    if n < count:
-        spread = vectors.std(0, correction=0) * 1e-2
-        centres[n:] += torch.randn(count - n, vectors.shape[1], generator=rng) * spread
-    for _ in range(iterations):
-        ids = nearest(vectors, centres)
-        counts = torch.bincount(ids, minlength=count)
-        sums = torch.zeros_like(centres).index_add_(0, ids, vectors)
-        centres = torch.where(
-            counts[:, None] > 0, sums / counts.clamp(min=1)[:, None].float(), centres
-        )
-        empty = (counts == 0).nonzero().squeeze(1)
-        if len(empty) and n >= count:
-            centres[empty] = vectors[torch.randint(n, (len(empty),), generator=rng)]
-    return centres
+    codes = codes.detach().float()
+    return _best(vectors, codes, codes.new_zeros(len(codes)))
 
 
-def lookup(ids: Tensor, codes: Tensor) -> Tensor:
-    """Codes of ids (B, n), or of probabilities (B, n, V) as soft tokens: (B, n, d)."""
-    return ids.float() @ codes if ids.is_floating_point() else F.embedding(ids, codes)
+def _best(vectors: Tensor, codes: Tensor, offset: Tensor) -> Tensor:
+    """Index of the largest z.e + offset, a chunk of vectors at a time."""
+    flat = vectors.detach().reshape(-1, vectors.shape[-1]).float()
+    missing = -len(codes) % BLOCK
+    if len(codes) > BLOCK and missing:
+        codes = F.pad(codes, (0, 0, 0, missing))
+        offset = F.pad(offset, (0, missing), value=-torch.inf)
+    rows = max(1, CHUNK // codes.shape[0])
+    parts = [first_largest(torch.addmm(offset, part, codes.T)) for part in flat.split(rows)]
+    return torch.cat(parts).view(vectors.shape[:-1])
 
 
-def check_levels(indices: Sequence[Tensor], num_levels: int | None, most: int) -> int:
-    """How many levels to embed: ``num_levels``, or as many as there are indices.
+def first_largest(scores: Tensor) -> Tensor:
+    """Index of the first largest entry of every row (n, V): argmax, and faster where V is large.
 
-    Raises:
-        PolytokError: it is not within 1..what is there.
+    The maximum of a block is one vector instruction per few entries, an argmax is not; so maxima
+    of blocks are compared first, then the entries of the best block.
     """
-    count = len(indices) if num_levels is None else num_levels
-    if not 1 <= count <= min(len(indices), most):
-        raise PolytokError(f"num_levels={count} is not within 1..{min(len(indices), most)}")
-    return count
+    count, width = scores.shape
+    if width <= BLOCK or width % BLOCK:
+        return scores.argmax(-1)
+    blocks = scores.view(count, width // BLOCK, BLOCK)
+    best = blocks.amax(-1).argmax(-1)
+    inside = blocks[torch.arange(count, device=scores.device), best].argmax(-1)
+    return best * BLOCK + inside
+
+
+def affinities(z: Tensor, codes: Tensor) -> Tensor:
+    """-|z - e|^2 of inputs (n, d) and codes (V, d), up to a constant per input: (n, V)."""
+    return torch.addmm(-codes.square().sum(-1), z, codes.T, alpha=2)
 
 
 def code_stats(ids: Tensor, size: int) -> dict[str, Tensor]:
@@ -90,11 +119,100 @@ def code_stats(ids: Tensor, size: int) -> dict[str, Tensor]:
     flat = ids.flatten()
     if not len(flat):
         return {"usage": flat.new_zeros(()).float(), "perplexity": flat.new_zeros(()).float()}
-    # Not bincount: the size of its result depends on data, which fake tensors do not have.
-    counts = flat.new_zeros(size).index_add_(0, flat, torch.ones_like(flat))
-    # Mean over tokens, not over codes: fewer logarithms where there are more codes than tokens.
-    entropy = math.log(len(flat)) - counts[flat].float().log().mean()
+    if size <= MOST_COUNTED:
+        # Not bincount: the size of its result depends on data, which fake tensors do not have.
+        counts = torch.zeros(size, device=flat.device)
+        counts.index_add_(0, flat, torch.ones((), device=flat.device).expand(len(flat)))
+    else:
+        counts = flat.unique(return_counts=True)[1].float()
+    entropy = math.log(len(flat)) - torch.special.xlogy(counts, counts).sum() / len(flat)
     return {"usage": counts.count_nonzero() / size, "perplexity": entropy.exp()}
+
+
+def quantize(z: Tensor, codes: Tensor, estimator: Estimator) -> BottleneckOutput:
+    """Replace every vector by its nearest code.
+
+    Args:
+        z: (B, N, d) fp32. codes: (V, d) fp32.
+
+    Returns:
+        Latents (B, N, d), one level of indices, the losses ``vq/commit`` = MSE(sg q, z) and
+        ``vq/codebook`` = MSE(q, sg z), both unweighted, and statistics with the ``inputs``.
+    """
+    ids = nearest(z, codes)
+    q = lookup(ids, codes)
+    losses = {"vq/commit": F.mse_loss(z, q.detach()), "vq/codebook": F.mse_loss(q, z.detach())}
+    stats = {**code_stats(ids, len(codes)), "inputs": z.detach()}
+    return BottleneckOutput(latents=estimator(z, q), indices=(ids,), losses=losses, stats=stats)
+
+
+def kmeans(
+    vectors: Tensor,
+    count: int,
+    *,
+    rng: torch.Generator,
+    iterations: int = 10,
+    normalise: Normalise = unchanged,
+) -> Tensor:
+    """Lloyd's algorithm from random starts; a centre that loses all its points starts again.
+
+    Args:
+        vectors: (n, d) with n >= 1.
+        normalise: done to centres after every step; :func:`to_unit` gives spherical k-means.
+
+    Returns:
+        (count, d) centres; when n < count, some rows repeat with a little jitter.
+    """
+    n = vectors.shape[0]
+    order = torch.randperm(n, generator=rng)
+    centres = vectors[order[torch.arange(count) % n]].clone()
+    if n < count:
+        spread = vectors.std(0, correction=0) * 1e-2
+        centres[n:] += torch.randn(count - n, vectors.shape[1], generator=rng) * spread
+    for _ in range(iterations):
+        ids = nearest(vectors, centres)
+        counts, sums = counts_and_sums(ids, vectors, count)
+        means = normalise(sums / counts.clamp(min=1)[:, None])
+        centres = torch.where(counts[:, None] > 0, means, centres)
+        empty = (counts == 0).nonzero().squeeze(1)
+        if len(empty) and n >= count:
+            centres[empty] = vectors[torch.randint(n, (len(empty),), generator=rng)]
+    return centres
+
+
+def counts_and_sums(ids: Tensor, vectors: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """How many vectors (n, d) go to each code (size,), and their sums (size, d)."""
+    counts = torch.bincount(ids, minlength=size).to(vectors.dtype)
+    return counts, vectors.new_zeros(size, vectors.shape[1]).index_add_(0, ids, vectors)
+
+
+def lookup(ids: Tensor, codes: Tensor) -> Tensor:
+    """Codes of ids (B, n), or of probabilities (B, n, V) as soft tokens: (B, n, d)."""
+    return ids.float() @ codes if ids.is_floating_point() else F.embedding(ids, codes)
+
+
+def parts_of(modules: nn.ModuleList) -> list[Bottleneck]:
+    """The bottlenecks of a list of modules that holds nothing else."""
+    return [cast(Bottleneck, module) for module in modules]
+
+
+def lookup_or_nothing(level: Bottleneck, ids: Tensor) -> Tensor:
+    """Embed one level's ids (B, n), -1 as zeros, or probabilities (B, n, V): (B, n, d)."""
+    if ids.is_floating_point():
+        return level.embed([ids])
+    return level.embed([ids.clamp(min=0)]).masked_fill((ids < 0)[..., None], 0.0)
+
+
+def check_levels(indices: Sequence[Tensor], num_levels: int | None, most: int) -> int:
+    """How many levels to embed: ``num_levels``, or as many as there are indices.
+
+    Raises:
+        PolytokError: it is not within 1..what is there.
+    """
+    count = len(indices) if num_levels is None else num_levels
+    if not 1 <= count <= min(len(indices), most):
+        raise PolytokError(f"num_levels={count} is not within 1..{min(len(indices), most)}")
+    return count
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
@@ -105,9 +223,15 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def gather_over_ranks(x: Tensor) -> Tensor:
-    """Concatenate equal-shaped tensors of all processes along dim 0, in rank order."""
+    """Concatenate tensors of all processes along dim 0, in rank order; the other dims are equal."""
     if not (dist.is_available() and dist.is_initialized()):
         return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    length = torch.tensor([len(x)], device=x.device)
+    lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, length)
+    counts = [int(n) for n in lengths]
+    # Collectives take equal shapes alone: everyone sends as many rows as the longest has.
+    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

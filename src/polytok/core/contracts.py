@@ -225,6 +225,9 @@ class Bottleneck(nn.Module):
         """Turn ids (B, n_k), or probabilities (B, n_k, V), of a prefix of levels into latents."""
         raise PolytokError(f"{type(self).__name__} is continuous and has no indices to embed")
 
+    def start(self, latents: Tensor, *, rng: torch.Generator) -> None:
+        """Place the codes from latents (n, N, D) before training; without codes, do nothing."""
+
     def update(self, out: BottleneckOutput) -> None:
         """Change running state (usage, EMA, restarts) after an optimiser step."""
 
