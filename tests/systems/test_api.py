@@ -68,6 +68,12 @@ def test_a_folder_loads_with_its_own_weights(folder: Path) -> None:
         assert torch.equal(codec.model.state_dict()[name], value), name
 
 
+def test_a_preset_loads_with_weights_that_are_named(folder: Path) -> None:
+    assert api.load(TINY, weights=folder).weights == hub.fingerprint(folder)
+    with pytest.raises(WeightsError, match=f"holds weights of {TINY}, not of {SMALL}"):
+        api.load(SMALL, weights=folder)
+
+
 def test_shipped_weights_load_by_tag_and_by_preset(shipped: str) -> None:
     for name in (TAG, SMALL):
         codec = api.load(name)

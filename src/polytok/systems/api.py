@@ -28,20 +28,26 @@ MAX_FILE = 1 << 17
 SHIPPED = Path(__file__).parent.parent / "weights"
 
 
-def load(name: StrPath, *, device: str = "cpu") -> Any:
+def load(name: StrPath, *, weights: StrPath | None = None, device: str = "cpu") -> Any:
     """Load a tokenizer, a generator or another model with its weights.
 
     Args:
         name: a weights tag (``vat-512b-small.shapes1``), a preset that has default weights, a
             folder with config.json and model.safetensors, or a Hugging Face repository id.
+        weights: tag or folder of the weights of the preset ``name``, such as one that
+            ``polytok convert`` wrote.
 
     Returns:
         a :class:`Codec` for a tokenizer, joined with its signal; what the system has for others.
 
     Raises:
-        UnknownNameError: nothing has this name. WeightsError: the preset has no trained weights.
+        UnknownNameError: nothing has this name. WeightsError: the preset has no trained weights,
+            or ``weights`` are those of another preset.
     """
-    return _build(*_described(name), device)
+    described = _described(name if weights is None else weights)
+    if weights is not None and (found := described[3].preset) != name:
+        raise WeightsError(f"{weights} holds weights of {found}, not of {name}")
+    return _build(*described, device)
 
 
 def find_weights(name: StrPath) -> tuple[Path, str]:
