@@ -69,7 +69,7 @@ class MaskedOrder(Process):
         if rng is None:
             raise ConfigError("masking draws at random: an rng is needed")
         draws = uniform((len(ids), 1 + self.length), rng, ids.device)
-        shares = torch.tensor([self.share(float(u)) for u in draws[:, 0]], device=ids.device)
+        shares = torch.tensor([self.share(u) for u in draws[:, 0].tolist()], device=ids.device)
         count = (shares * self.length).ceil().clamp(min=1)
         hidden = draws[:, 1:].argsort(dim=1).argsort(dim=1) < count[:, None]
         index = torch.arange(self.length, device=ids.device)
