@@ -12,7 +12,7 @@ from torch import nn
 import polytok
 from polytok.core.errors import PolytokError
 from polytok.networks.pretrained.optional import import_hf
-from polytok.reducers import paused, trace
+from polytok.reducers import paused, trace, versions
 from polytok.reducers.families import FAMILIES
 from reducers.models import IS_NEWER, build, image, tiny_deit, tiny_hf
 
@@ -171,13 +171,11 @@ def test_heads_that_need_every_patch_are_refused_without_a_grid() -> None:
 
 
 def test_other_versions_warn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polytok.reducers import api
-
-    monkeypatch.setitem(api.TESTED, "timm", ("0.0.1",))
-    api._warn_untested.cache_clear()
+    monkeypatch.setitem(versions.TESTED, "timm", ("0.0.1",))
+    versions.warn_untested.cache_clear()
     with pytest.warns(UserWarning, match=r"tested with timm 0\.0\.1, this is"):
         polytok.reduce(tiny_deit(), "evit", keep=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         polytok.reduce(tiny_deit(), "evit", keep=0.5)
-    api._warn_untested.cache_clear()
+    versions.warn_untested.cache_clear()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,55 @@ def test_transformers_models_save_themselves(tmp_path: Path) -> None:
     untouched = import_hf("transformers").ViTForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(logits(untouched.eval()(image(DEIT))), plain)
     _check_loaded(tmp_path, model)
+
+
+@pytest.mark.parametrize("is_older", [False, True], ids=["new-folder", "over-another"])
+def test_what_goes_to_the_hub_is_reduced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_older: bool
+) -> None:
+    uploaded = hub_that_remembers(monkeypatch)
+    model = tiny_hf()
+    if is_older:
+        polytok.reduce(model, "evit", keep=0.25)
+        model.save_pretrained(tmp_path)
+        polytok.unreduce(model)
+    polytok.reduce(model, "evit", keep=0.5)
+    model.save_pretrained(str(tmp_path), push_to_hub=True, repo_id="somebody/reduced")
+    assert {"config.json", "model.safetensors", "reduction.json"} <= uploaded.keys()
+    assert uploaded["reduction.json"] == (tmp_path / "reduction.json").read_bytes()
+    _check_loaded(tmp_path, model)
+    saved = uploaded.pop("reduction.json")
+    model.push_to_hub("somebody/reduced")
+    assert uploaded["reduction.json"] == saved
+    polytok.unreduce(model)
+    uploaded.clear()
+    model.push_to_hub("somebody/plain")
+    assert "config.json" in uploaded and "reduction.json" not in uploaded
+
+
+def hub_that_remembers(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What transformers commits from here on, by name; nothing leaves this machine."""
+    uploaded: dict[str, bytes] = {}
+
+    def create_commit(*, operations: list[Any], **_: Any) -> None:
+        for operation in operations:
+            uploaded[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+
+    def create_repo(repo_id: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=repo_id)
+
+    api = SimpleNamespace(create_repo=create_repo, create_commit=create_commit)
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
+    # Releases reach the hub by one of these names.
+    for module in ("transformers.utils.hub", "transformers.modeling_utils"):
+        for name, fake in (
+            ("hf_api", lambda: api),
+            ("create_repo", create_repo),
+            ("create_commit", create_commit),
+            ("create_and_tag_model_card", lambda *_, **__: card),
+        ):
+            monkeypatch.setattr(import_hf(module), name, fake, raising=False)
+    return uploaded
 
 
 @torch.no_grad()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,10 +18,9 @@ from polytok.reducers.reducer import Reducer
 from polytok.reducers.reduction import Reduction, reduction_of
 from polytok.reducers.schedule import Counts, Keep, Remove, Schedule
 from polytok.reducers.swap import Swapped, check_own_forward, swap, unswap
+from polytok.reducers.versions import warn_untested
 
 M = TypeVar("M", bound=nn.Module)
-
-TESTED = {"timm": ("1.0.31",), "transformers": ("4.57", "5.23", "5.24")}
 
 
 def reduce(
@@ -76,7 +72,7 @@ def reduce(
     reduction = Reduction(name, reducer, planned, host, restore)
     rows, columns = host.grid(core)
     reduction.resolve(rows * columns, len(blocks))
-    _warn_untested(host.library)
+    warn_untested(host.library)
     _set(core, "reduction", reduction)
     for layer, block in enumerate(blocks):
         _set(block, "reduction_layer", layer)
@@ -127,15 +123,3 @@ def paused(model: M) -> Iterator[M]:
         yield model
     finally:
         reduction.is_paused = before
-
-
-@cache
-def _warn_untested(library: str) -> None:
-    """Say once that a version is not among those the tests ran with."""
-    version = metadata.version(library)
-    if not version.startswith(TESTED[library]):
-        warnings.warn(
-            f"token reduction is tested with {library} {' and '.join(TESTED[library])}, "
-            f"this is {version}",
-            stacklevel=3,
-        )

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from polytok.networks.pretrained.optional import import_hf
+from polytok.reducers.vlm.hosts import host_of
+from reducers.models import IS_NEWER
 
 hf = import_hf("transformers")
 
 IMAGE = 90
+START = 92
 TEXT = 80
 SIZE, PATCH = 32, 4
 DECODER = {
@@ -97,6 +100,10 @@ def internvl(**options: Any) -> Any:
 
 
 def qwen2_5_vl(**options: Any) -> Any:
+    sections = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    rope: dict[str, Any] = {"rope_scaling": sections, "rope_theta": 1e4}
+    if IS_NEWER:
+        rope = {"rope_parameters": {**sections, "rope_theta": 1e4}}
     config = hf.Qwen2_5_VLConfig(
         vision_config={
             "hidden_size": 24,
@@ -108,17 +115,10 @@ def qwen2_5_vl(**options: Any) -> Any:
             "fullatt_block_indexes": [1, 3],
             "out_hidden_size": 32,
         },
-        text_config={
-            **DECODER,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [2, 1, 1],
-            },
-        },
+        text_config={**DECODER, **rope},
         image_token_id=IMAGE,
         video_token_id=91,
-        vision_start_token_id=92,
+        vision_start_token_id=START,
         vision_end_token_id=93,
         **options,
     )
@@ -186,23 +186,30 @@ def single(family: str, item: int, text: int | None = None) -> dict[str, Any]:
         return {**padded([ids]), "pixel_values": pixels(tiles, 3, SIZE, SIZE, seed=seed)}
     frames, height, width = QWEN_GRIDS[item % 2]
     ids = padded([prompt([frames * height * width // 4], text, seed)])
+    ids["input_ids"][0, text - 1] = START  # which some releases count images by
     return {
         **ids,
-        "mm_token_type_ids": (ids["input_ids"] == IMAGE).int(),
+        **_kinds(ids["input_ids"]),
         "pixel_values": pixels(frames * height * width, 3 * 2 * PATCH**2, seed=seed),
         "image_grid_thw": torch.tensor([[frames, height, width]]),
     }
+
+
+def _kinds(ids: Tensor) -> dict[str, Tensor]:
+    """What Qwen's processor says of each token, which older models do not take."""
+    return {"mm_token_type_ids": (ids == IMAGE).int()} if IS_NEWER else {}
 
 
 def next_tokens(size: tuple[int, int]) -> int:
     """Packed tokens of a LLaVA-NeXT picture: thumbnail, unpadded grid, a newline per row."""
     model = build("llava_next")
     tiles = 5 if size == NEXT_SIZES[0] else 3
+    pictures = {
+        "pixel_values": torch.zeros(1, tiles, 3, SIZE, SIZE),
+        "image_sizes": torch.tensor([size]),
+    }
     with torch.no_grad():
-        features = model.model.get_image_features(
-            torch.zeros(1, tiles, 3, SIZE, SIZE), torch.tensor([size]), return_dict=True
-        )
-    return len(features.pooler_output[0])
+        return len(host_of(model).encode(model, pictures).pooler_output[0])
 
 
 def batch(family: str, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -223,6 +230,6 @@ def batch(family: str, items: list[dict[str, Any]]) -> dict[str, Any]:
         return found
     found["pixel_values"] = torch.cat([x["pixel_values"] for x in items])
     if family == "qwen2_5_vl":
-        found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).int()
+        found |= _kinds(found["input_ids"])
         found["image_grid_thw"] = torch.cat([x["image_grid_thw"] for x in items])
     return found

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import polytok
 from polytok.reducers.vlm.hosts import host_of
+from polytok.reducers.vlm.hosts.base import cache_name
+from reducers.models import IS_NEWER
 from reducers.vlm.models import IMAGE
 
 
@@ -27,6 +30,19 @@ def generated(model: Any, inputs: dict[str, Any], steps: int = 4, **options: Any
         return_dict_in_generate=True,
         **options,
     )
+
+
+def generated_from(model: Any, reduced: dict[str, Any], **options: Any) -> Any:
+    """The same from reduced inputs, which models of transformers 4 take within a plan alone."""
+    if IS_NEWER:
+        return generated(model, reduced, **options)
+    with polytok.vlm("random", keep=1).applied(model):
+        return generated(model, reduced, **options)
+
+
+def going_on(model: Any, out: Any) -> dict[str, Any]:
+    """The cache of an output, as the next call takes it."""
+    return {cache_name(model): out[cache_name(model)]}
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def test_the_count_from_sizes_is_the_count(family: str, name: str, options: dict
     plan = polytok.vlm(name, **options)
     try:
         counts = plan.visual.count(model, inputs)
-        _, report = plan.prepare(model, inputs)
+        _, report = plan.visual.prepare(model, inputs)
     except PolytokError as error:
         assert name == "hired" and family in ("internvl", "qwen2_5_vl"), error
         return
@@ -125,7 +125,7 @@ def test_other_numbers_out_of_range_are_refused() -> None:
         ({"total": 65}, "total=65 is more than the 64 tokens of an image"),
     ):
         with pytest.raises(ConfigError, match=words):
-            polytok.vlm("fastervlm", **options).prepare(model, single("llava", 0))
+            polytok.vlm("fastervlm", **options).visual.prepare(model, single("llava", 0))
 
 
 def nothing() -> torch.Tensor:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import polytok
 from polytok.core.errors import ConfigError
 from polytok.reducers.vlm import Contrast, Inverse, Plan, contrasted
+from polytok.reducers.vlm.hosts.release import call_of
 from reducers.vlm.models import FAMILIES, IMAGE, batch, build, single
 from reducers.vlm.reference import generated, masked_logits, row_of
 
@@ -100,7 +101,7 @@ def test_contrast_composes_and_the_branch_is_not_cut() -> None:
         found = generated(model, inputs, output_scores=True)
     prepared, _ = contrast.decode.negative.prepare(model, inputs)
     with torch.no_grad():
-        negative = model(**prepared).logits[:, -1]
+        negative = model(**call_of(model, prepared)).logits[:, -1]
     expected = contrasted(found.logits[0], negative, 1.0, 0.0)
     torch.testing.assert_close(found.scores[0], expected, atol=1e-5, rtol=0)
 

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import polytok
 from polytok.reducers.vlm.cost import kv_bytes, prefill_flops, tower_flops
+from polytok.reducers.vlm.hosts.base import cache_name
 from reducers.vlm.models import DECODER, FAMILIES, build, single
 from reducers.vlm.reference import row_of
 
@@ -21,15 +22,18 @@ def test_flops_of_the_prefill_are_those_that_torch_counts(family: str) -> None:
         model.model.language_model(inputs_embeds=embeds)
     config = model.config.get_text_config()
     found = prefill_flops(config, [37] * DECODER["num_hidden_layers"])
-    assert sum(counter.get_flop_counts()["Global"].values()) == found
+    counts = {name: sum(x.values()) for name, x in counter.get_flop_counts().items()}
+    # Some releases make the angles of positions by a matrix product.
+    angles = sum(count for name, count in counts.items() if name.endswith(".rotary_emb"))
+    assert counts["Global"] - angles == found
 
 
 def test_flops_of_the_tower_are_those_that_torch_counts() -> None:
     tower = build("llava", "eager").model.vision_tower
+    encoder = next(m for m in tower.modules() if type(m).__name__ == "CLIPEncoder")
     x = torch.randn(1, 65, 24)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for layer in tower.encoder.layers:
-            x = layer(x, None)
+        encoder(inputs_embeds=x)
     counted = sum(counter.get_flop_counts()["Global"].values())
     assert counted == tower_flops(tower.config, 65, 4)
 
@@ -42,11 +46,11 @@ def test_bytes_are_those_of_the_cache(family: str, layer: int | None) -> None:
     if layer is not None:
         method = method | polytok.vlm("dyvte", layer=layer)
     with method.applied(model) as run, torch.no_grad():
-        cache = model(**inputs).cache
+        cache = model(**inputs)[cache_name(model)]
         held = sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
     assert run.report.kv_after == held
     with torch.no_grad():
-        cache = model(**inputs).cache
+        cache = model(**inputs)[cache_name(model)]
     assert run.report.kv_before == sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
     config = model.config.get_text_config()
     lengths = [x.get_seq_length() for x in cache.layers]

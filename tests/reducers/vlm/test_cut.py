@@ -13,8 +13,9 @@ import polytok
 from polytok.core.errors import PolytokError
 from polytok.reducers.vlm import Plan, Prefill, StaticExit
 from polytok.reducers.vlm.cut import Cutter, cut, spread
+from polytok.reducers.vlm.hosts.base import cache_name
 from reducers.vlm.models import DECODER, FAMILIES, IMAGE, batch, build, single
-from reducers.vlm.reference import errors, generated, masked_logits
+from reducers.vlm.reference import errors, generated, going_on, masked_logits
 
 KERNELS = ["sdpa", "eager"]
 DEPTH = DECODER["num_hidden_layers"]
@@ -151,7 +152,7 @@ def test_a_cut_composes_with_a_reduction_before_it() -> None:
     model, inputs = build("llava"), inputs_of("llava", True)
     both = polytok.vlm("fastervlm", keep=9) | polytok.vlm("dyvte", layer=1)
     assert both.name == "fastervlm | dyvte"
-    prepared, _ = polytok.vlm("fastervlm", keep=9).prepare(model, inputs)
+    prepared, report = polytok.vlm("fastervlm", keep=9).visual.prepare(model, inputs)
     with polytok.vlm("dyvte", layer=1).applied(model):
         expected = generated(model, prepared)
     with both.applied(model) as run:
@@ -159,7 +160,7 @@ def test_a_cut_composes_with_a_reduction_before_it() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
     assert torch.equal(found.sequences[:, :-4], inputs["input_ids"])
     assert run.report.after == (9, 9)
-    assert run.report.kv_after < polytok.vlm("fastervlm", keep=9).prepare(model, inputs)[1].kv_after
+    assert run.report.kv_after < report.kv_after
 
 
 def test_beams_share_the_cut_of_their_prompt() -> None:
@@ -196,7 +197,7 @@ def test_a_loop_by_hand_goes_on_from_the_cut() -> None:
                 input_ids=out.logits[:, -1:].argmax(-1),
                 attention_mask=mask,
                 position_ids=positions[:, -1:] + step,
-                cache=out.cache,
+                **going_on(model, out),
             )
             torch.testing.assert_close(out.logits[:, -1], expected.logits[step], atol=1e-5, rtol=0)
 
@@ -236,7 +237,7 @@ def test_what_cannot_be_cut_is_refused_before_anything_changes() -> None:
 
         cache = StaticCache(config=model.config.text_config, max_cache_len=99)
         with pytest.raises(PolytokError, match="StaticCache"), torch.no_grad():
-            model(**inputs, cache=cache)
+            model(**inputs, **{cache_name(model): cache})
         with pytest.raises(PolytokError, match="input_ids"):
             model(inputs_embeds=torch.zeros(1, 3, 32))
     assert not any(layer._forward_pre_hooks for layer in model.model.language_model.layers)

@@ -14,6 +14,7 @@ import polytok
 from polytok.core.errors import SignalError
 from polytok.reducers.vlm import Layout, Tap
 from polytok.reducers.vlm.hosts import host_of
+from polytok.reducers.vlm.hosts.release import release_of
 from reducers.vlm.models import IMAGE, NEXT_SIZES, SIZE, batch, build, padded, prompt, single
 
 MODEL = build("llava_next")
@@ -47,7 +48,7 @@ def test_a_picture_so_narrow_that_only_its_thumbnail_is_left() -> None:
         "image_sizes": sizes,
     }
     for name, options in (("fastervlm", {"keep": 5}), ("hired", {}), ("fastervlm", {"total": 9})):
-        _, report = polytok.vlm(name, **options).prepare(MODEL, inputs)
+        _, report = polytok.vlm(name, **options).visual.prepare(MODEL, inputs)
         assert report.per_tile(0)[1:] == (0, 0) and report.boxes(0).isfinite().all()
 
 
@@ -102,18 +103,16 @@ def test_a_token_of_internvl_depends_on_the_patches_that_score_it() -> None:
 
 def test_scores_of_qwen_lie_where_its_tokens_do() -> None:
     # A patch that shines in one place, through the tower's own permutation, and back.
-    from transformers.vision_utils import get_vision_window_index
-
     model, inputs = build("qwen2_5_vl"), single("qwen2_5_vl", 0)
     visual, grid = model.model.visual, inputs["image_grid_thw"]
-    index, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, 4)
+    index = release_of(model).window_order(visual, grid)
     assert not torch.equal(index, torch.arange(len(index)))  # windows do permute here
     host = host_of(model)
     layouts = host.layouts(model, inputs)
     for token in range(layouts[0].tokens):
         patches = torch.zeros(96, 1)
         patches[4 * token : 4 * token + 4] = 1
-        line = visual.permute_input_for_window_attn(patches, index, 96)[:, 0]
+        line = patches.view(24, 4)[index].flatten()
         row = line.expand(1, 3, -1)
         scores = host.pool(model, inputs, [row], layouts)[0]
         assert scores.shape == (1, 3, 24)

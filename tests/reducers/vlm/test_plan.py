@@ -11,10 +11,13 @@ import torch
 
 import polytok
 from polytok.core.errors import ConfigError, PolytokError, SignalError, UnknownNameError
-from polytok.reducers.vlm import Plan, plan
-from polytok.reducers.vlm.hosts import host_of
+from polytok.reducers import versions
+from polytok.reducers.vlm import Plan
+from polytok.reducers.vlm.hosts import host_of, release
+from polytok.reducers.vlm.hosts.base import cache_name
+from reducers.models import IS_NEWER
 from reducers.vlm.models import FAMILIES, IMAGE, batch, build, padded, prompt, single
-from reducers.vlm.reference import generated, row_of
+from reducers.vlm.reference import generated, going_on, row_of
 
 
 def traces(model: Any) -> tuple[Any, ...]:
@@ -134,6 +137,7 @@ def test_a_thread_without_the_plan_is_told_so() -> None:
     torch.testing.assert_close(told[1], plain.logits[0])
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_generate_takes_and_returns_whole_prompts() -> None:
     model, inputs = build("llava"), batch("llava", [single("llava", 0), single("llava", 1)])
     length = inputs["input_ids"].shape[1]
@@ -150,8 +154,32 @@ def test_generate_takes_and_returns_whole_prompts() -> None:
     for other in (limited, positional, configured):
         assert torch.equal(other, found)
     assert config.max_length == length + 3
+    config.max_length = type(config)().max_length  # the default: 20 new tokens
+    with polytok.vlm("fastervlm", keep=2).applied(model):
+        assert model.generate(**inputs, generation_config=config).shape == (2, length + 20)
 
 
+@pytest.mark.parametrize("positions", ["keep", "contiguous"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_call_is_the_first_step_of_generate(family: str, positions: str) -> None:
+    model, inputs = build(family), batch(family, [single(family, 0), single(family, 1)])
+    plan = polytok.vlm("fastervlm", keep=0.3, row=row_of(family), positions=positions)
+    with plan.applied(model), torch.no_grad():
+        called = model(**inputs).logits[:, -1]
+        torch.testing.assert_close(called, generated(model, inputs).logits[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_without_a_cache_see_the_reduced_prompt(family: str) -> None:
+    model, inputs = build(family), batch(family, [single(family, 0), single(family, 1)])
+    with polytok.vlm("fastervlm", keep=0.3, row=row_of(family)).applied(model):
+        cached = generated(model, inputs)
+        anew = generated(model, inputs, use_cache=False)
+    for a, b in zip(anew.logits, cached.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not IS_NEWER, reason="models of transformers 4 take no features")
 def test_prepared_inputs_are_what_the_context_runs() -> None:
     model, inputs = build("llava"), batch("llava", [single("llava", 0), single("llava", 1)])
     method = polytok.vlm("fastervlm", keep=2)
@@ -171,6 +199,13 @@ def test_prepared_inputs_are_what_the_context_runs() -> None:
     )
 
 
+@pytest.mark.skipif(IS_NEWER, reason="models of transformers 5 take features")
+def test_prepared_inputs_would_have_no_model_to_run_on() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    with pytest.raises(ConfigError, match=r"within applied\(model\), whose report says the same"):
+        polytok.vlm("fastervlm", keep=2).prepare(model, inputs)
+
+
 def test_streams_by_hand_go_on_after_the_reduction() -> None:
     model, inputs = build("llava"), single("llava", 0)
     with polytok.vlm("fastervlm", keep=2).applied(model), torch.no_grad():
@@ -178,7 +213,7 @@ def test_streams_by_hand_go_on_after_the_reduction() -> None:
         out = model(**inputs)
         positional = model(inputs["input_ids"], inputs["pixel_values"])
         assert torch.equal(out.logits, positional.logits)
-        out = model(input_ids=out.logits[:, -1:].argmax(-1), cache=out.cache)
+        out = model(input_ids=out.logits[:, -1:].argmax(-1), **going_on(model, out))
     torch.testing.assert_close(out.logits[:, -1], expected.logits[1], atol=1e-5, rtol=0)
 
 
@@ -203,7 +238,7 @@ def test_inputs_that_do_not_fit_are_refused(family: str) -> None:
                 model(**wrong)
     for name in host_of(model).pixels[1:]:
         with pytest.raises(SignalError, match=f"the inputs lack {name}"):
-            method.prepare(model, {k: v for k, v in inputs.items() if k != name})
+            method.visual.prepare(model, {k: v for k, v in inputs.items() if k != name})
 
 
 def test_an_image_spread_over_two_prompts_is_refused() -> None:
@@ -211,7 +246,7 @@ def test_an_image_spread_over_two_prompts_is_refused() -> None:
     ids = inputs["input_ids"].clone()
     ids[0, -1], ids[1, ids[1] == IMAGE] = IMAGE, torch.where(torch.arange(64) < 63, IMAGE, 5)
     with pytest.raises(SignalError, match="spread over two prompts"):
-        polytok.vlm("random", keep=2).prepare(model, {**inputs, "input_ids": ids})
+        polytok.vlm("random", keep=2).visual.prepare(model, {**inputs, "input_ids": ids})
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -229,7 +264,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
     tower.config._attn_implementation_internal = "sdpa"
     with pytest.raises(ConfigError, match="SiglipVisionModel has no class token"):
         method.apply(build("llava_siglip"))
-    polytok.vlm("fastervlm", keep=2, row="received").prepare(
+    polytok.vlm("fastervlm", keep=2, row="received").visual.prepare(
         build("llava_siglip"), single("llava_siglip", 0)
     )
     model.config.text_config._attn_implementation_internal = "flash_attention_2"
@@ -246,15 +281,21 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         for options, words in (
             ({"assistant_model": model}, "assisted decoding"),
             ({"use_cache": False}, "positions='keep' needs a cache"),
-            ({"cache": DynamicCache()}, "goes on with a cache"),
+            ({"prefill_chunk_size": 8}, "fastervlm needs the whole prompt"),
+            ({cache_name(model): DynamicCache()}, "goes on with a cache"),
         ):
             with pytest.raises(ConfigError, match=words):
                 model.generate(**inputs, max_new_tokens=2, **options)
     model = build("internvl")
     ragged = batch("internvl", [single("internvl", 0), single("internvl", 1)])
     with polytok.vlm("fastervlm", keep=2).applied(model):
-        with pytest.raises(ConfigError, match="generate one prompt at a time"):
-            model.generate(**ragged, max_new_tokens=2, num_beams=2)
+        if IS_NEWER:
+            with pytest.raises(ConfigError, match="generate one prompt at a time"):
+                model.generate(**ragged, max_new_tokens=2, num_beams=2)
+        else:  # where embeddings go in, with a row for each prompt
+            both = generated(model, ragged, num_beams=2).sequences[:, -4:]
+            alone = [generated(model, single("internvl", i), num_beams=2) for i in range(2)]
+            assert torch.equal(both, torch.cat([x.sequences[:, -4:] for x in alone]))
         same = batch("internvl", [single("internvl", 0), single("internvl", 0)])
         one = generated(model, single("internvl", 0), num_beams=2)
         two = generated(model, same, num_beams=2)
@@ -286,19 +327,21 @@ def test_names_and_joins() -> None:
 
 def test_other_releases_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llava")
-    monkeypatch.setattr(plan, "_CHECKED", set())
-    monkeypatch.setattr(plan.metadata, "version", lambda _: "5.99.1")
-    with pytest.warns(UserWarning, match=r"transformers 5.99 was not tested"):
+    monkeypatch.setitem(versions.TESTED, "transformers", ("5.99",))
+    versions.warn_untested.cache_clear()
+    with pytest.warns(UserWarning, match=r"tested with transformers 5\.99, this is"):
         polytok.vlm("random", keep=2).check(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         polytok.vlm("random", keep=2).check(model)
+    versions.warn_untested.cache_clear()
 
 
 def test_a_release_without_encoder_outputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llava")
     monkeypatch.setattr(type(model), "forward", lambda self, input_ids=None: None)
-    with pytest.raises(ConfigError, match=r"takes no mm_encoder_outputs; use transformers 5.23"):
+    monkeypatch.setattr(release.metadata, "version", lambda _: "5.22.2")
+    with pytest.raises(ConfigError, match=r"mm_encoder_outputs; use transformers 5.23 or newer"):
         polytok.vlm("random", keep=2).apply(model)
 
 
@@ -308,10 +351,10 @@ def test_steps_by_hand_must_say_where_kept_positions_go_on() -> None:
     with method.applied(model), torch.no_grad():
         expected = generated(model, inputs)
         out = model(**inputs)
-        step = {"input_ids": out.logits[:, -1:].argmax(-1), "cache": out.cache}
+        step = {"input_ids": out.logits[:, -1:].argmax(-1), **going_on(model, out)}
         with pytest.raises(SignalError, match="needs position_ids that go on from them"):
             model(**step)
-        positions = method.prepare(model, inputs)[0]["position_ids"][:, -1:] + 1
+        positions = method.visual.prepare(model, inputs)[0]["position_ids"][:, -1:] + 1
         out = model(**step, position_ids=positions)
     torch.testing.assert_close(out.logits[:, -1], expected.logits[1], atol=1e-5, rtol=0)
 
@@ -320,7 +363,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
     model, inputs = build("llava"), single("llava", 0)
     wrong = {**inputs, "attention_mask": torch.ones(1, 1, 70, 70)}
     with pytest.raises(SignalError, match=r"shape \(1, 1, 70, 70\); give one number per token"):
-        polytok.vlm("fastervlm", keep=2).prepare(model, wrong)
+        polytok.vlm("fastervlm", keep=2).visual.prepare(model, wrong)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -329,8 +372,8 @@ def test_what_processors_return_is_taken_as_it_is(family: str) -> None:
 
     model, inputs = build(family), single(family, 0)
     method = polytok.vlm("uniform", keep=2)
-    prepared, _ = method.prepare(model, BatchFeature(inputs))
-    expected, _ = method.prepare(model, inputs)
+    prepared, _ = method.visual.prepare(model, BatchFeature(inputs))
+    expected, _ = method.visual.prepare(model, inputs)
     assert prepared.keys() == expected.keys()
     assert torch.equal(prepared["input_ids"], expected["input_ids"])
     with method.applied(model):

@@ -39,7 +39,7 @@ def test_the_best_by_the_eager_map_are_kept(
 ) -> None:
     model = build("llava")
     inputs = batch("llava", [single("llava", i) for i in range(3)])
-    _, report = polytok.vlm(name, keep=7, **options).prepare(model, inputs)
+    _, report = polytok.vlm(name, keep=7, **options).visual.prepare(model, inputs)
     scores = eager_scores(model, inputs["pixel_values"], layers)
     for image in range(3):
         expected = scores[image].topk(7).indices.sort().values
@@ -50,7 +50,7 @@ def test_a_window_of_one_layer_is_fastervlm() -> None:
     model, inputs = build("llava"), single("llava", 0)
     for keep in (1, 8, 40):
         kept = [
-            polytok.vlm(name, keep=keep, **options).prepare(model, inputs)[1].kept(0)
+            polytok.vlm(name, keep=keep, **options).visual.prepare(model, inputs)[1].kept(0)
             for name, options in (
                 ("fastervlm", {}),
                 ("vtc-cls", {"window": 1}),
@@ -64,7 +64,7 @@ def test_a_window_of_one_layer_is_fastervlm() -> None:
 def test_kept_features_are_rows_of_the_models_own_in_order(family: str) -> None:
     model, inputs = build(family), single(family, 1)
     method = polytok.vlm("vtc-cls", keep=0.4, row=row_of(family))
-    prepared, report = method.prepare(model, inputs)
+    prepared, report = method.visual.prepare(model, inputs)
     with torch.no_grad():
         features = host_of(model).encode(model, inputs).pooler_output[0]
     found = prepared["mm_encoder_outputs"]["image"].pooler_output
@@ -74,7 +74,7 @@ def test_kept_features_are_rows_of_the_models_own_in_order(family: str) -> None:
 
 def test_masking_before_the_projector_is_masking_after() -> None:
     model, inputs = build("llava"), single("llava", 0)
-    prepared, report = polytok.vlm("fastervlm", keep=7).prepare(model, inputs)
+    prepared, report = polytok.vlm("fastervlm", keep=7).visual.prepare(model, inputs)
     with torch.no_grad():
         hidden = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
         before = hidden.hidden_states[-2][0, 1:][report.kept(0)]
@@ -86,12 +86,12 @@ def test_masking_before_the_projector_is_masking_after() -> None:
 def test_every_tile_keeps_its_share_and_newlines_stay() -> None:
     model, inputs = build("llava_next"), single("llava_next", 0)
     layout = host_of(model).layouts(model, inputs)[0]
-    _, report = polytok.vlm("fastervlm", keep=5).prepare(model, inputs)
+    _, report = polytok.vlm("fastervlm", keep=5).visual.prepare(model, inputs)
     assert report.per_tile(0) == (5,) * 5
     assert report.after == (25 + layout.others,)
-    _, bare = polytok.vlm("fastervlm", keep=5, protect_newlines=False).prepare(model, inputs)
+    _, bare = polytok.vlm("fastervlm", keep=5, protect_newlines=False).visual.prepare(model, inputs)
     assert bare.after == (25,)
-    _, total = polytok.vlm("fastervlm", total=23).prepare(model, inputs)
+    _, total = polytok.vlm("fastervlm", total=23).visual.prepare(model, inputs)
     assert total.per_tile(0) == (7, 4, 4, 4, 4)  # the remainder goes to the thumbnail
 
 
@@ -99,7 +99,7 @@ def test_padding_that_is_cut_away_is_never_kept() -> None:
     model, inputs = build("llava_next"), single("llava_next", 0)
     layout = host_of(model).layouts(model, inputs)[0]
     assert sum(layout.capacity) < layout.tiles * layout.cells
-    _, report = polytok.vlm("fastervlm", keep=layout.cells).prepare(model, inputs)
+    _, report = polytok.vlm("fastervlm", keep=layout.cells).visual.prepare(model, inputs)
     assert report.after == report.before  # a tile with fewer tokens keeps what it has
 
 
@@ -111,6 +111,6 @@ def test_presets_are_their_options() -> None:
 def test_low_precision_scores_are_made_in_full() -> None:
     model = build("llava").to(torch.bfloat16)
     inputs = {**single("llava", 0), "pixel_values": pixels(1, 3, SIZE, SIZE, seed=1).bfloat16()}
-    prepared, report = polytok.vlm("fastervlm", keep=7).prepare(model, inputs)
+    prepared, report = polytok.vlm("fastervlm", keep=7).visual.prepare(model, inputs)
     assert prepared["mm_encoder_outputs"]["image"].pooler_output[0].dtype == torch.bfloat16
     assert report.kv_after == report.kv_before * report.prompt_after[0] // report.prompt_before[0]

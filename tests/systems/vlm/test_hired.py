@@ -144,18 +144,18 @@ def test_tokens_of_a_672_picture() -> None:
 def test_the_whole_rate_is_the_model_itself() -> None:
     inputs = batch("llava_next", [single("llava_next", 0), single("llava_next", 1)])
     for options in ({}, {"partition": "rows", "exact_total": False}, {"alpha": 0.1}):
-        prepared, report = polytok.vlm("hired", rate=1.0, **options).prepare(MODEL, inputs)
+        prepared, report = polytok.vlm("hired", rate=1.0, **options).visual.prepare(MODEL, inputs)
         assert prepared["pixel_values"] is inputs["pixel_values"]
         assert report.after == report.before
 
 
 def test_extreme_shares() -> None:
     inputs = single("llava_next", 0)
-    only = polytok.vlm("hired", rate=0.15, alpha=1.0).prepare(MODEL, inputs)[1]
+    only = polytok.vlm("hired", rate=0.15, alpha=1.0).visual.prepare(MODEL, inputs)[1]
     assert only.per_tile(0) == (48, 0, 0, 0, 0)
-    capped = polytok.vlm("hired", rate=0.9, alpha=1.0).prepare(MODEL, inputs)[1]
+    capped = polytok.vlm("hired", rate=0.9, alpha=1.0).visual.prepare(MODEL, inputs)[1]
     assert capped.per_tile(0) == (64, 0, 0, 0, 0)
-    none = polytok.vlm("hired", rate=0.15, alpha=0.0).prepare(MODEL, inputs)[1]
+    none = polytok.vlm("hired", rate=0.15, alpha=0.0).visual.prepare(MODEL, inputs)[1]
     assert none.per_tile(0) == (0, 12, 12, 12, 12)  # everything is marked: areas alone
 
 
@@ -163,7 +163,7 @@ def test_extreme_shares() -> None:
 def test_a_batch_of_several_grids(options: dict[str, Any]) -> None:
     inputs = batch("llava_next", [single("llava_next", 0), single("llava_next", 1)])
     method = polytok.vlm("hired", rate=0.3, **options)
-    _, report = method.prepare(MODEL, inputs)
+    _, report = method.visual.prepare(MODEL, inputs)
     layouts = host_of(MODEL).layouts(MODEL, inputs)
     for image, layout in enumerate(layouts):
         newlines = int((layout.source < 0).sum())
@@ -177,9 +177,11 @@ def test_a_batch_of_several_grids(options: dict[str, Any]) -> None:
 
 def test_one_tile_uses_its_whole_budget() -> None:
     model, inputs = build("llava"), single("llava", 0)
-    assert polytok.vlm("hired", rate=0.3).prepare(model, inputs)[1].after == (19,)
+    assert polytok.vlm("hired", rate=0.3).visual.prepare(model, inputs)[1].after == (19,)
     published_code = polytok.vlm("hired", rate=0.3, exact_total=False)
-    assert published_code.prepare(model, inputs)[1].after == (9,)  # alpha of it, the rest unused
+    assert published_code.visual.prepare(model, inputs)[1].after == (
+        9,
+    )  # alpha of it, the rest unused
 
 
 def test_numbers_and_models_that_do_not_fit_are_refused() -> None:
@@ -191,8 +193,10 @@ def test_numbers_and_models_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ConfigError, match=words):
             polytok.vlm("hired", **options)
     with pytest.raises(ConfigError, match="use fastervlm with total="):
-        polytok.vlm("hired").prepare(build("internvl"), single("internvl", 1))
-    assert polytok.vlm("hired").prepare(build("internvl"), single("internvl", 0))[1].after == (3,)
+        polytok.vlm("hired").visual.prepare(build("internvl"), single("internvl", 1))
+    assert polytok.vlm("hired").visual.prepare(build("internvl"), single("internvl", 0))[
+        1
+    ].after == (3,)
     budget = TileBudget(
         rate=0.5, alpha=0.5, partition="area", exact_total=True, early=AttentionScore()
     )

@@ -131,6 +131,11 @@ class SavesReduction(Swapped):
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         write_reduction(self, save_directory)  # type: ignore[arg-type]
 
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        # With push_to_hub=True, the plain method uploads what it wrote before it returns to ours.
+        write_reduction(self, working_dir)  # type: ignore[arg-type]
+        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
+
 
 class ReducedHF(SavesReduction):
     """In front of a transformers model's class: its forward makes a pass for its layers."""

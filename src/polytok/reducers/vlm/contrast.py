@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polytok.core.errors import ConfigError
 from polytok.reducers.vlm.hosts.base import cache_name, text_positions
+from polytok.reducers.vlm.hosts.release import call_of
 from polytok.reducers.vlm.reduction import Reduction
 from polytok.reducers.vlm.threads import paused
 
@@ -58,7 +59,7 @@ class ContrastProcessor:
 
     def __init__(self, model: Any, prepared: dict[str, Any], alpha: float, beta: float) -> None:
         self.model, self.alpha, self.beta = model, alpha, beta
-        self.prompt = dict(prepared)
+        self.prompt = dict(call_of(model, prepared))
         self.mask: Tensor = self.prompt.pop("attention_mask")
         positions = self.prompt.pop("position_ids", None)
         self.positions: Tensor = text_positions(self.mask) if positions is None else positions

@@ -289,14 +289,16 @@ def _prefill_options(prompt: Prefill, options: dict[str, Any]) -> dict[str, Any]
     assert order is not None
 
     def taken(value: Tensor) -> Tensor:
-        index = order if value.ndim == 2 else order[..., None].expand(-1, -1, value.shape[-1])
-        return value.expand(len(order), *value.shape[1:]).gather(1, index)
+        """Of (..., B or 1, L, d); some releases have a table for each of three axes."""
+        *axes, _, length, width = value.shape
+        index = order[..., None].expand(*axes, -1, -1, width)
+        return value.expand(*axes, len(order), length, width).gather(-2, index)
 
     found = {**options, "attention_mask": _prefill_mask(options.get("attention_mask"), prompt)}
     if options.get("position_embeddings") is not None:
         found["position_embeddings"] = tuple(map(taken, options["position_embeddings"]))
     if options.get("position_ids") is not None:
-        found["position_ids"] = taken(options["position_ids"])
+        found["position_ids"] = taken(options["position_ids"][..., None])[..., 0]
     return found
 
 

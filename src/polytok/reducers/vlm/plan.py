@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
-from inspect import signature
 from typing import Any
 
 from polytok.core.errors import ConfigError
+from polytok.reducers.versions import warn_untested
 from polytok.reducers.vlm.contrast import Contrast
 from polytok.reducers.vlm.cut import CutRule, Several
 from polytok.reducers.vlm.hosts import host_of
 from polytok.reducers.vlm.hosts.base import core_of
+from polytok.reducers.vlm.hosts.release import release_of
 from polytok.reducers.vlm.reduction import Reduction
 from polytok.reducers.vlm.report import Report
 from polytok.reducers.vlm.run import Run
 from polytok.reducers.vlm.tap import check_kernel
 from polytok.reducers.vlm.threads import run_on
 
-FIRST = "5.23"
-"""The first release with what reductions need."""
-TESTED = ("5.24",)
 STAGES = ("visual", "inside", "decode")
 
 
@@ -73,7 +69,8 @@ class Plan:
             ConfigError: it does not, and what would.
         """
         host_of(model)
-        _check_release(model)
+        release_of(model)
+        warn_untested("transformers")
         if self.visual is not None:
             self.visual.check(model)
         if self.inside is not None:
@@ -88,14 +85,15 @@ class Plan:
         """Inputs with fewer visual tokens, and what was done; see :meth:`Reduction.prepare`.
 
         Raises:
-            ConfigError: the plan has no stage there.
+            ConfigError: the plan has no stage there, or the model takes no such inputs.
         """
         if self.visual is None:
             raise ConfigError(
                 f"{self.name} leaves the inputs as they are; run the model within applied(model)"
             )
         host_of(model)
-        _check_release(model)
+        release_of(model).check_prepared()
+        warn_untested("transformers")
         return self.visual.prepare(model, inputs)
 
     @contextmanager
@@ -142,23 +140,4 @@ def _check_decoder(model: Any) -> None:
         raise ConfigError(
             f"{kernel} takes no mask per layer; set_attn_implementation('sdpa') of the language "
             "model first"
-        )
-
-
-_CHECKED: set[str] = set()
-
-
-def _check_release(model: Any) -> None:
-    if "mm_encoder_outputs" not in signature(model.forward).parameters:
-        raise ConfigError(
-            f"{type(model).__name__}.forward takes no mm_encoder_outputs; "
-            f"use transformers {FIRST} or newer"
-        )
-    release = ".".join(metadata.version("transformers").split(".")[:2])
-    if release not in TESTED and release not in _CHECKED:
-        _CHECKED.add(release)
-        warnings.warn(
-            f"transformers {release} was not tested with reductions of VLMs; "
-            f"{', '.join(TESTED)} was",
-            stacklevel=4,
         )

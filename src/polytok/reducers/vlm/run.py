@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polytok.core.errors import ConfigError, SignalError
 from polytok.reducers.vlm.cut import Cutter, cache_of
+from polytok.reducers.vlm.hosts.release import Rewrite, release_of
 from polytok.reducers.vlm.reduction import untouched
 from polytok.reducers.vlm.report import Report, with_layers
 from polytok.reducers.vlm.threads import enter, leave, run_on, unwrap, wrap
@@ -28,6 +29,8 @@ class Run:
         self._report: Report | None = None
         self.cutter: Cutter | None = None
         self._is_generating = False
+        self._release = release_of(model)
+        self._rewrite: Rewrite | None = None
         with ExitStack() as undo:
             if plan.inside is not None:
                 self.cutter = Cutter(plan.inside, model, lambda: run_on(model) is self)
@@ -85,17 +88,18 @@ class Run:
             processors = [*(prepared.get("logits_processor") or [])]
             processors.append(self.plan.decode.processor(self.model, _inputs(self.model, options)))
             prepared["logits_processor"] = processors
+        prepared, rewrite = self._release.split(self.model, prepared)
         whole, short = options["input_ids"], prepared["input_ids"]
         _shift_lengths(prepared, whole.shape[1] - short.shape[1])
         setting = _setting(self.model, options)
         _check_copies(
             prepared, max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
         )
-        self._is_generating = True
+        self._is_generating, self._rewrite = True, rewrite
         try:
             found = original(**prepared)
         finally:
-            self._is_generating = False
+            self._is_generating, self._rewrite = False, None
         return _with_prompt(found, whole, short.shape[1])
 
     def _check_generation(self, options: Mapping[str, Any]) -> None:
@@ -109,6 +113,8 @@ class Run:
         setting = _setting(self.model, options)
         if options.get("assistant_model") is not None or setting("prompt_lookup_num_tokens"):
             raise ConfigError("assisted decoding does not know shortened prompts; leave it out")
+        if setting("prefill_chunk_size"):
+            raise ConfigError(f"{self.plan.name} needs the whole prompt; no prefill_chunk_size")
         if self.plan.inside is not None:
             kind = setting("cache_implementation")
             if kind not in (None, "dynamic", "dynamic_full"):
@@ -116,8 +122,6 @@ class Run:
                     f"a {kind} cache cannot hold layers of different lengths; "
                     "leave cache_implementation out"
                 )
-            if setting("prefill_chunk_size"):
-                raise ConfigError(f"{self.plan.name} needs the whole prompt; no prefill_chunk_size")
         if self.plan.decode is not None and (setting("num_beams") or 1) > 1:
             raise ConfigError("contrast cannot follow beams as they change places; use num_beams=1")
         visual = self.plan.visual
@@ -143,18 +147,20 @@ class Run:
         if args:  # looking names up takes longer than a hook should
             inputs |= signature(model.forward).bind_partial(*args).arguments
         cache = cache_of(inputs)
+        rewrite = self._rewrite
         if cache is not None and cache.get_seq_length() > 0:
+            inputs = inputs if rewrite is None else rewrite(inputs)
             self._check_step(inputs)
-            return None
+            return None if rewrite is None else ((), inputs)
         if not self._is_generating:
             if inputs.get("input_ids") is None:
                 raise SignalError("a plan needs input_ids, as the processor returns them")
-            inputs = self._reduced(inputs)
+            inputs, rewrite = self._release.split(model, self._reduced(inputs))
         if self.cutter is not None:
             ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
             image = None if ids is None else ids == model.config.image_token_id
             self.cutter.announce(image, None if mask is None else mask.bool())
-        return (), inputs
+        return (), inputs if rewrite is None else rewrite(inputs)
 
     def _check_step(self, inputs: Mapping[str, Any]) -> None:
         visual = self.plan.visual
@@ -188,7 +194,8 @@ def _shift_lengths(options: dict[str, Any], dropped: int) -> None:
         if options.get(name) is not None:
             options[name] -= dropped
     config = options.get("generation_config")
-    if config is not None and config.max_length is not None:
+    # The default, a number in some releases, counts new tokens.
+    if config is not None and config.max_length != type(config)().max_length:
         config = type(config).from_dict(config.to_dict())
         config.max_length -= dropped
         options["generation_config"] = config

@@ -13,6 +13,7 @@ from polytok.core.errors import SignalError
 from polytok.reducers.vlm.hosts import base
 from polytok.reducers.vlm.hosts.base import Inputs, Positions, Tower
 from polytok.reducers.vlm.hosts.llava import clip_tower
+from polytok.reducers.vlm.hosts.release import release_of
 from polytok.reducers.vlm.layout import Layout
 
 
@@ -58,7 +59,7 @@ class InternVL:
     def encode(self, model: Any, inputs: Inputs) -> Any:
         """Features as a list, one tensor (n_i, D) per image."""
         pixels = base.required(inputs, "pixel_values")
-        found = base.core_of(model).get_image_features(pixels, return_dict=True)
+        found = release_of(model).image_features(base.core_of(model), pixels)
         tiles = [x.tiles for x in self.layouts(model, inputs)]
         if sum(tiles) != len(pixels):
             raise SignalError(

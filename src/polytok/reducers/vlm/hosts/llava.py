@@ -11,6 +11,7 @@ from torch import Tensor
 from polytok.core.errors import ConfigError, SignalError
 from polytok.reducers.vlm.hosts import base
 from polytok.reducers.vlm.hosts.base import Inputs, Positions, Tower
+from polytok.reducers.vlm.hosts.release import release_of
 from polytok.reducers.vlm.layout import Layout
 
 
@@ -56,7 +57,7 @@ class Llava:
 
     def encode(self, model: Any, inputs: Inputs) -> Any:
         pixels = base.required(inputs, "pixel_values")
-        return base.core_of(model).get_image_features(pixels, return_dict=True)
+        return release_of(model).image_features(base.core_of(model), pixels)
 
     def pool(
         self, model: Any, inputs: Inputs, rows: Sequence[Tensor], layouts: Sequence[Layout]

@@ -11,6 +11,7 @@ from torch import Tensor
 from polytok.reducers.vlm.hosts import base
 from polytok.reducers.vlm.hosts.base import Inputs, Positions, Tower
 from polytok.reducers.vlm.hosts.llava import class_tokens, clip_tower
+from polytok.reducers.vlm.hosts.release import release_of
 from polytok.reducers.vlm.layout import Layout
 
 
@@ -53,7 +54,7 @@ class LlavaNext:
 
     def encode(self, model: Any, inputs: Inputs) -> Any:
         pixels, sizes = base.required(inputs, "pixel_values"), base.required(inputs, "image_sizes")
-        return base.core_of(model).get_image_features(pixels, sizes, return_dict=True)
+        return release_of(model).image_features(base.core_of(model), pixels, sizes)
 
     def pool(
         self, model: Any, inputs: Inputs, rows: Sequence[Tensor], layouts: Sequence[Layout]

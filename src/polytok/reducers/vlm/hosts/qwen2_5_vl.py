@@ -11,6 +11,7 @@ from torch import Tensor
 from polytok.core.errors import SignalError
 from polytok.reducers.vlm.hosts import base
 from polytok.reducers.vlm.hosts.base import Inputs, Positions, Tower
+from polytok.reducers.vlm.hosts.release import release_of
 from polytok.reducers.vlm.layout import Layout
 
 
@@ -41,23 +42,16 @@ class Qwen2_5VL:  # noqa: N801 (the family's name)
     def encode(self, model: Any, inputs: Inputs) -> Any:
         pixels = base.required(inputs, "pixel_values")
         grids = base.required(inputs, "image_grid_thw")
-        return base.core_of(model).get_image_features(pixels, grids, return_dict=True)
+        return release_of(model).image_features(base.core_of(model), pixels, grids)
 
     def pool(
         self, model: Any, inputs: Inputs, rows: Sequence[Tensor], layouts: Sequence[Layout]
     ) -> list[Tensor]:
         """The tower runs permuted by window in groups of merged patches: average, put back."""
-        from transformers.vision_utils import get_vision_window_index
-
         tower = base.core_of(model).visual
-        index, _ = get_vision_window_index(
-            inputs["image_grid_thw"],
-            spatial_merge_size=tower.spatial_merge_size,
-            window_size=tower.window_size,
-            patch_size=tower.patch_size,
-        )
+        order = release_of(model).window_order(tower, inputs["image_grid_thw"])
         line = torch.cat(list(rows), dim=-1)[0]
-        merged = line.unflatten(-1, (-1, tower.spatial_merge_unit)).mean(-1)[:, index.argsort()]
+        merged = line.unflatten(-1, (-1, tower.spatial_merge_unit)).mean(-1)[:, order.argsort()]
         parts = merged.split([x.tokens for x in layouts], dim=-1)
         return [
             part.unflatten(-1, (x.tiles, x.cells)).transpose(0, 1)
@@ -69,10 +63,4 @@ class Qwen2_5VL:  # noqa: N801 (the family's name)
 
     def position_ids(self, model: Any, inputs: Inputs, mask: Tensor) -> Tensor:
         """(3, B, n): time, row and column."""
-        positions, _ = base.core_of(model).get_rope_index(
-            base.required(inputs, "input_ids"),
-            mm_token_type_ids=base.required(inputs, "mm_token_type_ids"),
-            image_grid_thw=inputs["image_grid_thw"],
-            attention_mask=mask,
-        )
-        return positions
+        return release_of(model).grid_positions(base.core_of(model), inputs, mask)
