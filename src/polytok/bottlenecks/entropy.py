@@ -95,7 +95,8 @@ def _words_entropy(p: Tensor, count: int) -> Tensor:
 def _words(p: Tensor) -> Tensor:
     """Probabilities (n, 2^b) of all words of independent bits (n, b)."""
     words = p.new_ones(len(p), 1)
-    for bit in p.split(1, dim=1):
+    for column in range(p.shape[1]):
+        bit = p[:, column : column + 1]
         words = torch.cat([words * (1 - bit), words * bit], dim=1)
     return words
 

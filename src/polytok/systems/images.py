@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
 from polytok.core.config import from_dict
-from polytok.core.contracts import Batch, Tokenizer
+from polytok.core.contracts import Batch, BottleneckOutput, Tokenizer
 from polytok.core.errors import ConfigError, SignalError
+from polytok.core.seeding import torch_rng
 from polytok.data.images import LabelledImages, read_labelled
 from polytok.data.pictures import INDEX, PictureSamples, Split, read_pictures
 from polytok.metrics import psnr
@@ -34,6 +37,24 @@ def images_of(batch: Batch, size: int) -> Tensor:
     if image.ndim != 4 or image.shape[1:] != (3, size, size):
         raise SignalError(f"images are {tuple(image.shape[1:])}, not (3, {size}, {size})")
     return image
+
+
+def unquantized(quantizer: VectorQuantizer, z: Tensor) -> BottleneckOutput:
+    """What the decoder gets of (B, N, d) while codes rest: the vectors that are compared with them.
+
+    A fresh encoder gives all images nearly the same vectors, which one code serves. It must say
+    something before its vectors are worth coding.
+    """
+    z = z.float()
+    latents = F.normalize(z, dim=-1) if quantizer.metric == "cosine" else z
+    return BottleneckOutput(latents=latents, is_exact=False)
+
+
+def start_codebook(quantizer: VectorQuantizer, vectors: Iterable[Tensor]) -> None:
+    """Start a codebook that no step has used by k-means over batches of vectors (B, N, d)."""
+    if not int(quantizer.steps):
+        with torch.no_grad():
+            quantizer.start(torch.cat(list(vectors)), rng=torch_rng(0, "codebook"))
 
 
 @dataclass

@@ -7,6 +7,7 @@ can learn from first, and the decoder that makes pixels of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from polytok.core.contracts import (
 from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.metrics import psnr
 from polytok.systems.image.codec import ImageCodec
-from polytok.systems.images import ImageTraining, images_of, ready
+from polytok.systems.images import ImageTraining, images_of, ready, start_codebook, unquantized
 from polytok.training import Recipe
 
 
@@ -74,7 +75,15 @@ PRESETS = {
     "vqgan-64": VQGANConfig(),
 }
 
-STAGES = (Stage(name="reconstruct", weights={"mse": 1.0, "vq/commit": 0.25, "vq/codebook": 1.0}),)
+# "warm" does not quantize yet: a fresh encoder would leave all but a few codes unused for good.
+STAGES = (
+    Stage(name="warm", weights={"mse": 1.0}, options={"is_quantized": False}),
+    Stage(
+        name="reconstruct",
+        weights={"mse": 1.0, "vq/commit": 0.25, "vq/codebook": 1.0},
+        options={"is_quantized": True},
+    ),
+)
 
 
 def preset(name: str) -> VQGANConfig:
@@ -123,11 +132,15 @@ def build_decoder(config: VQGANConfig) -> nn.Sequential:
 
 
 class VQGAN(Tokenizer):
-    """Images of one size to a grid of ids, and back."""
+    """Images of one size to a grid of ids, and back.
+
+    ``is_quantized`` = False trains without the codebook.
+    """
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
+        self.is_quantized = True
         self.encoder = build_encoder(config)
         self.bottleneck: VectorQuantizer = VectorQuantizer(
             config.codebook_size,
@@ -148,6 +161,12 @@ class VQGAN(Tokenizer):
     def codebook(self) -> Tensor:
         """The codes (V, d) as the decoder gets them."""
         return self.bottleneck.codes
+
+    def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
+        """Start the codebook by k-means when quantization begins."""
+        if self.is_quantized:
+            size = self.config.size
+            start_codebook(self.bottleneck, (self._latents(images_of(b, size)) for b in batches))
 
     def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
         """Ids (B, h w) of ``image`` (B, 3, H, W) in [0, 1].
@@ -171,14 +190,16 @@ class VQGAN(Tokenizer):
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         """Losses ``mse`` (mean square over values) and those of the codebook."""
         image = images_of(batch, self.config.size)
-        out = self.bottleneck(self._latents(image))
+        latents = self._latents(image)
+        is_quantized = self.is_quantized
+        out = self.bottleneck(latents) if is_quantized else unquantized(self.bottleneck, latents)
         decoded = self._picture(out.latents).float()
         stats = {k: v for k, v in out.stats.items() if isinstance(v, Tensor) and v.ndim == 0}
         return StepOutput(
             losses={"mse": F.mse_loss(decoded, image.float()), **out.losses},
             metrics={"psnr": psnr(decoded.detach(), image).mean(), **stats},
             output={"image": decoded},
-            bottleneck=out,
+            bottleneck=out if is_quantized else None,
         )
 
     def _latents(self, image: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from polytok.networks.encoders import LatentQueryEncoder
 from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN
 from polytok.systems.classics.vqgan import VQGAN
 from polytok.systems.image.titok.config import TiTokConfig, TowerConfig
-from polytok.systems.images import images_of
+from polytok.systems.images import images_of, start_codebook, unquantized
 
 # Tokenizers whose codes a decoder can predict; each has ``codebook`` (V, d) and a ``decoder`` of
 # latents (B, d, h, w).
@@ -100,6 +100,7 @@ class TiTok(Tokenizer):
 
     Attributes:
         objective: what a step asks of the decoder: ``pixels``, or ``codes``, those of ``teacher``.
+        is_quantized: whether steps quantize; else the codebook rests, and has no losses.
         is_encoder_frozen: whether encoder and codebook rest; a step then has no losses of theirs.
         teacher: gives the codes of ``objective`` = ``codes``.
         criteria: frozen modules that map (decoded, image) to a scalar; their names are those of
@@ -110,7 +111,7 @@ class TiTok(Tokenizer):
         super().__init__()
         self.config = config
         self.objective: Literal["pixels", "codes"] = "pixels"
-        self.is_encoder_frozen = False
+        self.is_quantized, self.is_encoder_frozen = True, False
         self.teacher: Frozen | None = None
         self.criteria = nn.ModuleDict()
         self.spec = spec_of(config)
@@ -146,15 +147,10 @@ class TiTok(Tokenizer):
             )
 
     def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
-        """Start the codebook by k-means when it has not learnt yet."""
-        quantizer = self.bottleneck
-        if not isinstance(quantizer, VectorQuantizer) or self.is_encoder_frozen:
-            return
-        if int(quantizer.steps):
-            return
-        with torch.no_grad():
-            features = [self._features(images_of(b, self.config.size)) for b in batches]
-        quantizer.start(torch.cat(features), rng=torch_rng(0, "codebook"))
+        """Start the codebook by k-means when quantization begins."""
+        if isinstance(self.bottleneck, VectorQuantizer) and self.is_quantized:
+            size = self.config.size
+            start_codebook(self.bottleneck, (self._features(images_of(b, size)) for b in batches))
 
     def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
         """Codes of ``image`` (B, 3, H, W); Gaussian tokens are means, or samples given ``rng``.
@@ -208,7 +204,7 @@ class TiTok(Tokenizer):
             losses=losses if self.is_encoder_frozen else {**losses, **out.losses},
             metrics={**metrics, **stats},
             output=output,
-            bottleneck=None if self.is_encoder_frozen else out,
+            bottleneck=out if self.is_quantized and not self.is_encoder_frozen else None,
         )
 
     def _ask_for_pixels(
@@ -247,9 +243,11 @@ class TiTok(Tokenizer):
     def _bottleneck(self, image: Tensor, batch: Batch) -> BottleneckOutput:
         """The bottleneck's output; in training, Gaussian tokens are samples."""
         features = self._features(image)
-        if not isinstance(self.bottleneck, GaussianBottleneck):
-            return self.bottleneck(features)
-        return self.bottleneck(features, noise=self._noise(batch, image.device))
+        if isinstance(self.bottleneck, VectorQuantizer) and not self.is_quantized:
+            return unquantized(self.bottleneck, features)
+        if isinstance(self.bottleneck, GaussianBottleneck):
+            return self.bottleneck(features, noise=self._noise(batch, image.device))
+        return self.bottleneck(features)
 
     def _noise(self, batch: Batch, device: torch.device) -> Tensor | None:
         """Standard normal noise (B, K, d) from each sample's own seed; None in eval."""

@@ -21,25 +21,38 @@ from polytok.training import Recipe
 KL_WEIGHT = 5e-4
 BOTTLENECK = {"vq/commit": 0.25, "vq/codebook": 1.0, "kl": KL_WEIGHT}
 
-# "proxy" learns to predict the codes of a teacher, "pixels" then tunes the decoder and what makes
-# pixels of the codes. "direct" does without a teacher.
+# "warm" and "direct" ask for pixels, "proxy-warm" and "proxy" for the codes of a teacher, after
+# which "pixels" tunes the decoder and what makes pixels of the codes. The warm ones do not quantize
+# yet: in a short run a fresh encoder would leave all but a few codes unused for good.
+_PROXY = ("encoder.*", "to_code.*", "bottleneck.*", "from_code.*", "decoder.*", "head.*")
 STAGES = (
     Stage(
-        name="proxy",
-        train=("encoder.*", "to_code.*", "bottleneck.*", "from_code.*", "decoder.*", "head.*"),
+        name="warm",
+        weights={"mse": 1.0, "perceptual": 0.1, **BOTTLENECK},
+        options={"objective": "pixels", "is_quantized": False, "is_encoder_frozen": False},
+    ),
+    Stage(
+        name="direct",
+        weights={"mse": 1.0, "perceptual": 0.1, **BOTTLENECK},
+        options={"objective": "pixels", "is_quantized": True, "is_encoder_frozen": False},
+    ),
+    Stage(
+        name="proxy-warm",
+        train=_PROXY,
         weights={"ce": 1.0, **BOTTLENECK},
-        options={"objective": "codes", "is_encoder_frozen": False},
+        options={"objective": "codes", "is_quantized": False, "is_encoder_frozen": False},
+    ),
+    Stage(
+        name="proxy",
+        train=_PROXY,
+        weights={"ce": 1.0, **BOTTLENECK},
+        options={"objective": "codes", "is_quantized": True, "is_encoder_frozen": False},
     ),
     Stage(
         name="pixels",
         train=("from_code.*", "decoder.*", "head.*", "pixels.*"),
         weights={"mse": 1.0, "perceptual": 0.1},
-        options={"objective": "pixels", "is_encoder_frozen": True},
-    ),
-    Stage(
-        name="direct",
-        weights={"mse": 1.0, "perceptual": 0.1, **BOTTLENECK},
-        options={"objective": "pixels", "is_encoder_frozen": False},
+        options={"objective": "pixels", "is_quantized": True, "is_encoder_frozen": True},
     ),
 )
 
@@ -53,12 +66,13 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     """Build the model of a configuration, changed by the recipe, and read the recipe's pictures.
 
     ``sampling`` takes the fields of :class:`polytok.systems.images.ImageSampling`, and ``teacher``:
-    weights tag or folder of the tokenizer that ``pixels`` of the configuration names. Stage
-    "proxy" needs it, and a model that starts from nothing takes over its codes and its decoder.
+    weights tag or folder of the tokenizer that ``pixels`` of the configuration names. Stages that
+    ask for its codes need it, and a model that starts from nothing takes over its codes and its
+    decoder.
 
     Raises:
         UnknownNameError: a key is unknown.
-        ConfigError: stage "proxy" has no teacher, or the pictures do not fit.
+        ConfigError: a stage lacks its teacher, or the pictures do not fit.
         WeightsError: the teacher is another tokenizer than the configuration names.
     """
     config = override(config, **recipe.config)
@@ -66,8 +80,11 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     model = TiTok(config)
     sampling: dict[str, Any] = dict(recipe.sampling)
     teacher = load_teacher(str(sampling.pop("teacher", "")), config)
-    if any(stage.name == "proxy" for stage in recipe.stages) and teacher is None:
-        raise ConfigError("stage 'proxy' needs a teacher: set sampling.teacher and config.pixels")
+    for stage in recipe.stages:
+        if stage.name.startswith("proxy") and teacher is None:
+            raise ConfigError(
+                f"stage {stage.name!r} needs a teacher: set sampling.teacher and config.pixels"
+            )
     if teacher is not None and model.pixels is not None:
         model.pixels.start(teacher)
         model.teacher = Frozen(teacher)

@@ -1,0 +1,133 @@
+"""Image tokenizers learn from recipes, through each of their stages, and load again."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from polytok.core import registry
+from polytok.core.errors import ConfigError, SignalError, UnknownNameError, WeightsError
+from polytok.data.images import read_labelled
+from polytok.systems import api
+from polytok.systems.image.codec import ImageCodec
+from polytok.systems.images import ImageValidation, code_use
+from polytok.training import Recipe
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted(
+    p
+    for name in ("titok", "one_d_piece", "vqgan")
+    for p in (ROOT / "recipes" / name).glob("*.toml")
+)
+SAMPLES = 192
+FAST = {
+    "train.batch_size": 16,
+    "train.lr": 2e-3,
+    "train.warmup_samples": 0,
+    "train.ema_decay": 0.0,
+    "train.precision": "fp32",
+    "train.device": "cpu",
+    "train.validate_every": 0,
+    "train.start_batches": 2,
+    "data.num_val": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tones that run into each other, 32 pixels a side."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "tones.zip"
+    along = np.linspace(0, 1, 32)
+    with ZipFile(path, "w") as out:
+        for i in range(48):
+            first, second = rng.integers(0, 256, (2, 3))
+            ramp = (along[:, None] if i % 2 else along[None]) * np.ones((32, 32))
+            tones = first + ramp[..., None] * (second - first)
+            file = BytesIO()
+            Image.fromarray(tones.astype(np.uint8)).save(file, "PNG")
+            out.writestr(f"{'rows' if i % 2 else 'columns'}/{i}.png", file.getvalue())
+    return path
+
+
+def train(name: str, run: Path, data: Path, **changes: Any) -> ImageCodec:
+    """Run a recipe of the package on the tones and load what it made."""
+    values = {**FAST, "data.train": str(data), "data.val": str(data), **changes}
+    texts = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    result = api.train(ROOT / "recipes" / f"{name}.toml", run, texts)
+    assert result.is_complete and not result.skipped
+    return api.load(run)
+
+
+def scores(run: Path) -> dict[str, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next(row["val"] for row in reversed(rows) if "val" in row)
+
+
+def stage(name: str, samples: int = SAMPLES) -> dict[str, object]:
+    return {"name": name, "samples": samples}
+
+
+@pytest.fixture(scope="module")
+def teacher(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("vqgan") / "run"
+    train("vqgan/tiny", run, pictures, stages=[stage("warm", 480), stage("reconstruct", 480)])
+    return run
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_recipes_read_and_name_stages_and_presets(path: Path) -> None:
+    recipe = Recipe.read(path)
+    module = registry.system_of(recipe.preset).load()
+    assert recipe.plan(module.STAGES)
+    assert module.preset(recipe.preset)
+    assert recipe.sampling.keys() <= {"shift", "teacher"}
+
+
+def test_a_small_vqgan_learns_to_show_tones(teacher: Path, pictures: Path) -> None:
+    codec = api.load_codec(teacher, modality="image")
+    assert scores(teacher)["psnr"] > 17  # grey alone has 11
+    again = ImageValidation(read_labelled(pictures, 32), 8)(codec.model)
+    assert again["psnr"] == pytest.approx(scores(teacher)["psnr"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"sampling.shfit": 1}, UnknownNameError, "did you mean 'shift'"),
+        ({"sampling.shift": -1}, ConfigError, "shift=-1 is negative"),
+        ({"config.size": 64}, SignalError, "is 32x32, not 64x64"),
+        ({"stages": [stage("proxy")]}, ConfigError, "stage 'proxy' needs a teacher"),
+        ({"sampling.teacher": "x"}, ConfigError, "'x' has no use: config.pixels names no"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(
+    pictures: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        train("titok/tiny", tmp_path / "run", pictures, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_teacher_than_the_named_one_is_refused(
+    teacher: Path, pictures: Path, tmp_path: Path
+) -> None:
+    changes = {"sampling.teacher": str(teacher), "config.pixels": "maskgit-vqgan-tiny"}
+    with pytest.raises(WeightsError, match="is a vqgan-tiny, not the maskgit-vqgan-tiny"):
+        train("titok/proxy", tmp_path / "run", pictures, **changes)
+
+
+def test_use_of_codes_is_counted_over_all_pictures() -> None:
+    class Model:
+        class bottleneck:  # noqa: N801
+            vocab_sizes = (8,)
+
+    found = code_use(torch.tensor([0, 0, 3, 3]), Model())
+    assert found == {"codes_used": pytest.approx(0.25), "perplexity": pytest.approx(2.0)}
