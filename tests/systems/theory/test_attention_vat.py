@@ -39,6 +39,7 @@ from polytok.systems.theory.attention_vat.text import (
 )
 from polytok.systems.theory.attention_vat.training import TextSource, start_from
 from polytok.training import Recipe
+from polytok.training.config import computes_in_bf16
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "attention_vat"
 TINY = preset("attention-vat-tiny")
@@ -519,6 +520,7 @@ def test_pairs_train_and_classify(sentences: Path) -> None:
         classifier.classify(["sunny"])
 
 
+@pytest.mark.skipif(not computes_in_bf16("cpu"), reason="this CPU has no bf16 for LSTMs")
 def test_mixed_precision_trains(sentences: Path) -> None:
     changes = ["train.precision=bf16", 'stages=[{"name":"train","samples":16}]', "data.val="]
     sets = [part for change in changes for part in ("--set", change)]
