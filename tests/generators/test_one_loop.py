@@ -31,6 +31,9 @@ from polytok.generators import (
     generate,
 )
 from polytok.generators.draws import categorical
+from polytok.networks.pretrained.optional import settle_torchvision
+
+settle_torchvision()
 
 SECOND = 3
 PAIRS = 2 * SECOND

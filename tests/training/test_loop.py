@@ -263,11 +263,21 @@ def test_averaged_weights_are_shipped_and_scored(tmp_path: Path) -> None:
     assert all(not torch.equal(shipped[n], state[f"model/{n}"]) for n in moved)
 
 
-def test_bf16_trains_fp32_weights(tmp_path: Path) -> None:
+def test_bf16_trains_fp32_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda device: True)
     model, _ = run(tmp_path, 80, replace(CONFIG, precision="bf16"))
     lines = records(tmp_path)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bf16_is_refused_where_it_is_imitated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda device: False)
+    with pytest.raises(ConfigError, match="only imitates bf16"):
+        run(tmp_path, 16, replace(CONFIG, precision="bf16"))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])

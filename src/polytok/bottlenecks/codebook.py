@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -189,6 +189,24 @@ def counts_and_sums(ids: Tensor, vectors: Tensor, size: int) -> tuple[Tensor, Te
 def lookup(ids: Tensor, codes: Tensor) -> Tensor:
     """Codes of ids (B, n), or of probabilities (B, n, V) as soft tokens: (B, n, d)."""
     return ids.float() @ codes if ids.is_floating_point() else F.embedding(ids, codes)
+
+
+class HasCodes(Protocol):
+    """A quantizer of one codebook with ``codes`` (K, d)."""
+
+    @property
+    def codes(self) -> Tensor: ...
+
+
+def embed_ids(quantizer: HasCodes, indices: Sequence[Tensor], num_levels: int | None) -> Tensor:
+    """Codes (B, n, d) of the one level of ids (B, n), or of probabilities (B, n, K), in fp32.
+
+    Raises:
+        PolytokError: other than one level is asked for.
+    """
+    check_levels(indices, num_levels, 1)
+    with torch.autocast(indices[0].device.type, enabled=False):
+        return lookup(indices[0], quantizer.codes.float())
 
 
 def parts_of(modules: nn.ModuleList) -> list[Bottleneck]:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from polytok.bottlenecks.codebook import (
-    check_levels,
     counts_and_sums,
+    embed_ids,
     gather_over_ranks,
     kmeans,
-    lookup,
     nearest,
     quantize,
     sum_over_ranks,
@@ -86,9 +85,7 @@ class EMAQuantizer(Bottleneck):
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, d) of ids (B, n), or of probabilities (B, n, K) as soft tokens."""
-        check_levels(indices, num_levels, 1)
-        with torch.autocast(indices[0].device.type, enabled=False):
-            return lookup(indices[0], self.codes.float())
+        return embed_ids(self, indices, num_levels)
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, rng: torch.Generator) -> None:
@@ -174,9 +171,7 @@ class CosineEMAQuantizer(Bottleneck):
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, d) of ids (B, n), or of probabilities (B, n, K) as soft tokens."""
-        check_levels(indices, num_levels, 1)
-        with torch.autocast(indices[0].device.type, enabled=False):
-            return lookup(indices[0], self.codes.float())
+        return embed_ids(self, indices, num_levels)
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, rng: torch.Generator) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from polytok.bottlenecks.codebook import (
     affinities,
-    check_levels,
     code_stats,
+    embed_ids,
     gather_over_ranks,
     kmeans,
     lookup,
@@ -126,9 +126,7 @@ class GumbelQuantizer(Bottleneck):
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, d) of ids (B, n), or of probabilities (B, n, K) as soft tokens."""
-        check_levels(indices, num_levels, 1)
-        with torch.autocast(indices[0].device.type, enabled=False):
-            return lookup(indices[0], self.codes)
+        return embed_ids(self, indices, num_levels)
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, rng: torch.Generator) -> None:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from polytok.bottlenecks.codebook import (
-    check_levels,
+    embed_ids,
     gather_over_ranks,
     kmeans,
-    lookup,
     quantize,
 )
 from polytok.bottlenecks.estimators import Estimator, straight_through
@@ -75,9 +74,7 @@ class SimVQ(Bottleneck):
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, d) of ids (B, n), or of probabilities (B, n, K) as soft tokens."""
-        check_levels(indices, num_levels, 1)
-        with torch.autocast(indices[0].device.type, enabled=False):
-            return lookup(indices[0], self.codes)
+        return embed_ids(self, indices, num_levels)
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, rng: torch.Generator) -> None:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from polytok.bottlenecks.codebook import (
     Metric,
     affinities,
-    check_levels,
+    embed_ids,
     gather_over_ranks,
     kmeans,
-    lookup,
     normalise_of,
     quantize,
 )
@@ -95,9 +94,9 @@ class VectorQuantizer(Bottleneck):
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, D) of ids (B, n), or of probabilities (B, n, K) as soft tokens."""
-        check_levels(indices, num_levels, 1)
-        with torch.autocast(indices[0].device.type, enabled=False):
-            return self.project_out(lookup(indices[0], self.codes))
+        latents = embed_ids(self, indices, num_levels)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.project_out(latents)
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, rng: torch.Generator) -> None:

@@ -39,6 +39,11 @@ def images_of(batch: Batch, size: int) -> Tensor:
     return image
 
 
+def scalars(stats: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of the statistics of a bottleneck can be logged: those that are one number."""
+    return {k: v for k, v in stats.items() if isinstance(v, Tensor) and v.ndim == 0}
+
+
 def unquantized(quantizer: VectorQuantizer, z: Tensor) -> BottleneckOutput:
     """What the decoder gets of (B, N, d) while codes rest: the vectors that are compared with them.
 

@@ -125,12 +125,13 @@ def codebook_rows(ours: str, theirs: str, size: int) -> list[Row]:
     """Rows of a :class:`polytok.bottlenecks.VectorQuantizer` without projections.
 
     Args:
-        size: number of codes; how often each is used, a checkpoint does not say.
+        size: number of codes; how often each is used, a checkpoint does not say. One step counts
+            as done, so that training on does not start the codebook anew.
     """
     return [
         row(f"{ours}embedding.weight", f"{theirs}embedding.weight"),
         Row((f"{ours}usage",), (), fresh(lambda: torch.full((size,), 1.0 / size))),
-        Row((f"{ours}steps",), (), fresh(lambda: torch.zeros((), dtype=torch.int64))),
+        Row((f"{ours}steps",), (), fresh(lambda: torch.ones((), dtype=torch.int64))),
     ]
 
 

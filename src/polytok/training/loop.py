@@ -72,7 +72,8 @@ def fit(
             returns scores by name.
 
     Raises:
-        ConfigError: a stage or the configuration does not fit the model or the saved run.
+        ConfigError: a stage or the configuration does not fit the model or the saved run, or the
+            machine does not compute in the precision asked for.
         PolytokError: the extra ``train`` is not installed, or the loss was not finite for 20
             steps in a row.
         WeightsError: a checkpoint is damaged or belongs to another model.
@@ -124,9 +125,15 @@ class _Run:
         self.accelerator, self.config, self.source = accelerator, config, source
         self.folder, self.validate = folder, validate
         self.device = accelerator.device
+        has_bf16 = computes_in_bf16(self.device.type)
         self.precision = config.precision
         if config.precision == "auto":
-            self.precision = "bf16" if computes_in_bf16(self.device.type) else "fp32"
+            self.precision = "bf16" if has_bf16 else "fp32"
+        if self.precision == "bf16" and not has_bf16:
+            raise ConfigError(
+                "precision='bf16', but this CPU only imitates bf16, slowly and not in every layer; "
+                "use 'fp32' or 'auto'"
+            )
         self.model: Any = model.to(self.device)
         self.plan = Plan.of(stages, config.batch_size)
         self.parameters = own_parameters(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from PIL import Image
 from polytok.core import registry
 from polytok.core.errors import ConfigError, SignalError, UnknownNameError, WeightsError
 from polytok.data.images import read_labelled
+from polytok.metrics import psnr
 from polytok.systems import api
+from polytok.systems.classics import vqgan
 from polytok.systems.image.codec import ImageCodec
+from polytok.systems.image.titok import STAGES, TiTok, preset
 from polytok.systems.images import ImageValidation, code_use
 from polytok.training import Recipe
 
@@ -28,6 +32,7 @@ RECIPES = sorted(
     for p in (ROOT / "recipes" / name).glob("*.toml")
 )
 SAMPLES = 192
+VQGAN_CODES = vqgan.preset("vqgan-tiny").codebook_size
 FAST = {
     "train.batch_size": 16,
     "train.lr": 2e-3,
@@ -131,3 +136,65 @@ def test_use_of_codes_is_counted_over_all_pictures() -> None:
 
     found = code_use(torch.tensor([0, 0, 3, 3]), Model())
     assert found == {"codes_used": pytest.approx(0.25), "perplexity": pytest.approx(2.0)}
+
+
+def test_a_code_learns_from_a_teacher_and_then_rests_while_pixels_are_tuned(
+    teacher: Path, pictures: Path, tmp_path: Path
+) -> None:
+    given = {"sampling.teacher": str(teacher)}
+    stages = [stage("proxy-warm"), stage("proxy", 480)]
+    before = train("titok/proxy", tmp_path / "codes", pictures, stages=stages, **given)
+    again = {"init": str(tmp_path / "codes"), "stages": [stage("pixels")], **given}
+    after = train("titok/proxy", tmp_path / "pixels", pictures, **again)
+    rows = (tmp_path / "codes" / "metrics.jsonl").read_text().splitlines()
+    losses = [row["losses"]["ce"] for row in map(json.loads, rows) if "losses" in row]
+    assert losses[-1] < math.log(VQGAN_CODES)  # what knowing nothing costs
+    changed = {
+        name.split(".")[0]
+        for name, value in after.model.state_dict().items()
+        if not torch.equal(value, before.model.state_dict()[name])
+    }
+    assert changed == {"from_code", "decoder", "head", "pixels"}
+
+
+def test_a_codebook_that_has_learnt_is_not_started_anew(pictures: Path) -> None:
+    images = read_labelled(pictures, 32).images(slice(0, 16))
+    model = TiTok(preset("titok-tiny"))
+    codes = model.bottleneck.embedding.weight
+
+    def started(**options: bool) -> bool:
+        for name, value in options.items():
+            setattr(model, name, value)
+        first = codes.detach().clone()
+        model.start_stage(STAGES[0], [{"image": images}])
+        return not torch.equal(first, codes)
+
+    assert not started(is_quantized=False)
+    assert not started(is_quantized=True, is_encoder_frozen=True)
+    assert started(is_encoder_frozen=False)
+    model.bottleneck.steps += 1
+    assert not started()
+
+
+def test_one_d_piece_beats_the_mean_colour_with_every_prefix(
+    pictures: Path, tmp_path: Path
+) -> None:
+    stages = [stage("warm", 480), stage("direct", 960)]
+    codec = train("one_d_piece/cifar10", tmp_path / "run", pictures, stages=stages)
+    found = scores(tmp_path / "run")
+    images = read_labelled(pictures, 32).images(torch.linspace(0, 47, 8).round().long())
+    grey = images.mean((0, 2, 3), keepdim=True).expand_as(images)
+    floor = float(psnr(grey, images).mean())
+    prefixes = [found[f"psnr_{k}"] for k in (1, 2, 4, 8)]
+    assert min(*prefixes, found["psnr"]) > floor
+    assert codec.decode(codec.encode(Image.new("RGB", (48, 32), (200, 30, 60))), tokens=1)
+
+
+def test_continuous_tokens_train_and_load_as_a_model(pictures: Path, tmp_path: Path) -> None:
+    changes = {"config.bottleneck": "gaussian", "config.code_dim": 4, "stages": [stage("direct")]}
+    model = train("titok/tiny", tmp_path / "run", pictures, **changes)
+    assert isinstance(model, TiTok)
+    with torch.no_grad():
+        codes = model.encode({"image": read_labelled(pictures, 32).images(slice(0, 2))})
+    assert codes.latents is not None and codes.latents.shape == (2, 8, 4)
+    assert scores(tmp_path / "run")["psnr"] > 0

@@ -520,11 +520,16 @@ def test_pairs_train_and_classify(sentences: Path) -> None:
         classifier.classify(["sunny"])
 
 
-@pytest.mark.skipif(not computes_in_bf16("cpu"), reason="this CPU has no bf16 for LSTMs")
-def test_mixed_precision_trains(sentences: Path) -> None:
+def test_mixed_precision_trains_or_is_refused(
+    sentences: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = ["train.precision=bf16", 'stages=[{"name":"train","samples":16}]', "data.val="]
     sets = [part for change in changes for part in ("--set", change)]
-    assert run(["train", str(RECIPES / "tiny.toml"), "--run", "run", *FAST, *sets]) == 0
+    status = run(["train", str(RECIPES / "tiny.toml"), "--run", "run", *FAST, *sets])
+    if not computes_in_bf16("cpu"):
+        assert status == 2 and "only imitates bf16" in capsys.readouterr().err
+        return
+    assert status == 0
     losses = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["losses"]
     assert all(0 <= value < 10 for value in losses.values())
 

@@ -35,6 +35,12 @@ MAX_JPEG_PIXELS = 500_000_000
 WORKING_SIDE = 4096
 JPEG_QUALITY = 95
 
+# What Pillow raises while it parses what is not the picture itself: tags, later frames.
+_DAMAGE = (
+    *(AttributeError, EOFError, KeyError, OSError, SyntaxError, TypeError, ValueError),
+    struct.error,
+)
+
 Note = Callable[[str], object]
 """Gets one line for everything of a file that reading changes or leaves out."""
 
@@ -227,7 +233,7 @@ def _has_one_scan(file: BinaryIO) -> bool:
 def _is_animated(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:
+    except _DAMAGE:
         # To know it, some decoders read on; what is damaged there is no part of the first frame.
         return False
 
@@ -237,9 +243,8 @@ def _upright(image: Image.Image, tell: Note) -> Image.Image:
     try:
         orientation = image.getexif().get(0x0112, 1)
         turned = ImageOps.exif_transpose(image)
-    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):
-        # What Pillow raises while it parses tags. Damaged ones say nothing about how the picture
-        # lies, and the picture itself is whole.
+    except _DAMAGE:
+        # Damaged tags say nothing about how the picture lies, and the picture itself is whole.
         orientation, turned = 1, image
     if orientation in range(2, 9):
         tell("it is turned upright as its EXIF orientation says; EXIF is dropped")

@@ -18,19 +18,11 @@ from torch import Tensor, nn
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
 from polytok.core.config import from_dict, override
-from polytok.core.contracts import (
-    Batch,
-    Codes,
-    Level,
-    Stage,
-    StepContext,
-    StepOutput,
-    Tokenizer,
-    TokenizerSpec,
-)
+from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, UnknownNameError
+from polytok.systems.classics._shared import GridTokenizer
 from polytok.systems.image.codec import ImageCodec
-from polytok.systems.images import ImageTraining, images_of, ready
+from polytok.systems.images import ImageTraining, ready
 from polytok.systems.keymap import KeyMap, Official, Row, codebook_rows, row, rows, under
 from polytok.training import Recipe
 
@@ -186,67 +178,13 @@ def _blocks(config: MaskGITVQGANConfig, channels: int, out_channels: int) -> nn.
     )
 
 
-class MaskGITVQGAN(Tokenizer):
+class MaskGITVQGAN(GridTokenizer):
     """Images of one size to a grid of ids, and back."""
 
-    bottleneck: VectorQuantizer
-
     def __init__(self, config: MaskGITVQGANConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.bottleneck = VectorQuantizer(config.codebook_size, config.latent_dim)
-        self.decoder = Decoder(config)
-        self.spec = TokenizerSpec(
-            modality="image",
-            output="image",
-            levels=(Level(vocab=config.codebook_size, count=config.grid[0] * config.grid[1]),),
-            stride=(config.stride, config.stride),
-            value_range=(0.0, 1.0),
-        )
-
-    @property
-    def codebook(self) -> Tensor:
-        """The codes (V, d)."""
-        return self.bottleneck.embedding.weight
-
-    def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
-        """Ids (B, h w) of ``batch["image"]`` (B, 3, H, W) in [0, 1].
-
-        Raises:
-            SignalError: the images have another size.
-        """
-        out = self.bottleneck(self._latents(images_of(batch, self.config.size)), rng=rng)
-        return Codes(indices=out.indices, grid=self.config.grid)
-
-    def decode(
-        self, codes: Codes, *, cond: Batch | None = None, rng: torch.Generator | None = None
-    ) -> Batch:
-        """The image (B, 3, H, W) in [0, 1]."""
-        return {"image": self._picture(self.bottleneck.embed(codes.indices)).clamp(0, 1)}
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Image (B, 3, H, W), unclamped, of latents (B, d, h, w): codes, or mixtures of codes."""
-        return self.decoder(latents)
-
-    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
-        """Losses ``mse`` over values and those of the codebook."""
-        image = images_of(batch, self.config.size)
-        out = self.bottleneck(self._latents(image), rng=ctx.rng)
-        decoded = self._picture(out.latents)
-        return StepOutput(
-            losses={"mse": F.mse_loss(decoded.float(), image.float()), **out.losses},
-            metrics={k: v for k, v in out.stats.items() if isinstance(v, Tensor) and v.ndim == 0},
-            output={"image": decoded},
-            bottleneck=out,
-        )
-
-    def _latents(self, image: Tensor) -> Tensor:
-        """(B, h w, d)."""
-        return self.encoder(image).flatten(2).transpose(1, 2)
-
-    def _picture(self, tokens: Tensor) -> Tensor:
-        return self.decode_latents(tokens.transpose(1, 2).unflatten(-1, self.config.grid))
+        encoder = Encoder(config)
+        quantizer = VectorQuantizer(config.codebook_size, config.latent_dim)
+        super().__init__(config, encoder, quantizer, Decoder(config))
 
 
 def decoder_rows(config: MaskGITVQGANConfig) -> list[Row]:

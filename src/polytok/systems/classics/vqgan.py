@@ -7,7 +7,6 @@ can learn from first, and the decoder that makes pixels of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +17,11 @@ from torch import Tensor, nn
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
 from polytok.core.config import from_dict, override
-from polytok.core.contracts import (
-    Batch,
-    Codes,
-    Level,
-    Stage,
-    StepContext,
-    StepOutput,
-    Tokenizer,
-    TokenizerSpec,
-)
+from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, UnknownNameError
-from polytok.metrics import psnr
+from polytok.systems.classics._shared import GridTokenizer
 from polytok.systems.image.codec import ImageCodec
-from polytok.systems.images import ImageTraining, images_of, ready, start_codebook, unquantized
+from polytok.systems.images import ImageTraining, ready
 from polytok.training import Recipe
 
 
@@ -131,83 +121,18 @@ def build_decoder(config: VQGANConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class VQGAN(Tokenizer):
-    """Images of one size to a grid of ids, and back.
-
-    ``is_quantized`` = False trains without the codebook.
-    """
+class VQGAN(GridTokenizer):
+    """Images of one size to a grid of ids, and back."""
 
     def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.is_quantized = True
-        self.encoder = build_encoder(config)
-        self.bottleneck: VectorQuantizer = VectorQuantizer(
+        encoder = build_encoder(config)
+        quantizer = VectorQuantizer(
             config.codebook_size,
             config.code_dim,
             metric="cosine",
             restart_every=config.restart_every,
         )
-        self.decoder = build_decoder(config)
-        self.spec = TokenizerSpec(
-            modality="image",
-            output="image",
-            levels=(Level(vocab=config.codebook_size, count=config.grid[0] * config.grid[1]),),
-            stride=(config.stride, config.stride),
-            value_range=(0.0, 1.0),
-        )
-
-    @property
-    def codebook(self) -> Tensor:
-        """The codes (V, d) as the decoder gets them."""
-        return self.bottleneck.codes
-
-    def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
-        """Start the codebook by k-means when quantization begins."""
-        if self.is_quantized:
-            size = self.config.size
-            start_codebook(self.bottleneck, (self._latents(images_of(b, size)) for b in batches))
-
-    def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
-        """Ids (B, h w) of ``image`` (B, 3, H, W) in [0, 1].
-
-        Raises:
-            SignalError: the images have another size.
-        """
-        out = self.bottleneck(self._latents(images_of(batch, self.config.size)))
-        return Codes(indices=out.indices, grid=self.config.grid)
-
-    def decode(
-        self, codes: Codes, *, cond: Batch | None = None, rng: torch.Generator | None = None
-    ) -> Batch:
-        """The image (B, 3, H, W) in [0, 1]."""
-        return {"image": self._picture(self.bottleneck.embed(codes.indices)).clamp(0, 1)}
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Image (B, 3, H, W), unclamped, of latents (B, d, h, w): codes, or mixtures of codes."""
-        return self.decoder(latents)
-
-    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
-        """Losses ``mse`` (mean square over values) and those of the codebook."""
-        image = images_of(batch, self.config.size)
-        latents = self._latents(image)
-        is_quantized = self.is_quantized
-        out = self.bottleneck(latents) if is_quantized else unquantized(self.bottleneck, latents)
-        decoded = self._picture(out.latents).float()
-        stats = {k: v for k, v in out.stats.items() if isinstance(v, Tensor) and v.ndim == 0}
-        return StepOutput(
-            losses={"mse": F.mse_loss(decoded, image.float()), **out.losses},
-            metrics={"psnr": psnr(decoded.detach(), image).mean(), **stats},
-            output={"image": decoded},
-            bottleneck=out if is_quantized else None,
-        )
-
-    def _latents(self, image: Tensor) -> Tensor:
-        """(B, h w, d)."""
-        return self.encoder(image).flatten(2).transpose(1, 2)
-
-    def _picture(self, tokens: Tensor) -> Tensor:
-        return self.decode_latents(tokens.transpose(1, 2).unflatten(-1, self.config.grid))
+        super().__init__(config, encoder, quantizer, build_decoder(config))
 
 
 def prepare_training(recipe: Recipe) -> ImageTraining:

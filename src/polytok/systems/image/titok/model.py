@@ -33,7 +33,7 @@ from polytok.networks.encoders import LatentQueryEncoder
 from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN
 from polytok.systems.classics.vqgan import VQGAN
 from polytok.systems.image.titok.config import TiTokConfig, TowerConfig
-from polytok.systems.images import images_of, start_codebook, unquantized
+from polytok.systems.images import images_of, scalars, start_codebook, unquantized
 
 # Tokenizers whose codes a decoder can predict; each has ``codebook`` (V, d) and a ``decoder`` of
 # latents (B, d, h, w).
@@ -147,8 +147,9 @@ class TiTok(Tokenizer):
             )
 
     def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
-        """Start the codebook by k-means when quantization begins."""
-        if isinstance(self.bottleneck, VectorQuantizer) and self.is_quantized:
+        """Start the codebook by k-means when quantization begins, unless it rests."""
+        is_learning = self.is_quantized and not self.is_encoder_frozen
+        if isinstance(self.bottleneck, VectorQuantizer) and is_learning:
             size = self.config.size
             start_codebook(self.bottleneck, (self._features(images_of(b, size)) for b in batches))
 
@@ -199,10 +200,9 @@ class TiTok(Tokenizer):
             losses, metrics, output = self._ask_for_codes(image, latents, lengths)
         else:
             losses, metrics, output = self._ask_for_pixels(image, latents, lengths)
-        stats = {k: v for k, v in out.stats.items() if isinstance(v, Tensor) and v.ndim == 0}
         return StepOutput(
             losses=losses if self.is_encoder_frozen else {**losses, **out.losses},
-            metrics={**metrics, **stats},
+            metrics={**metrics, **scalars(out.stats)},
             output=output,
             bottleneck=out if self.is_quantized and not self.is_encoder_frozen else None,
         )
