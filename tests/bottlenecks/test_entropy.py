@@ -128,8 +128,7 @@ def test_nothing_is_computed_for_entropies_that_are_not_asked_for(
     for name in (
         "vq.code_entropies",
         "ibq.code_entropies",
-        "lfq.bit_entropies",
-        "bsq.bit_entropies",
+        "bits.bit_entropies",
     ):
         monkeypatch.setattr(f"polytok.bottlenecks.{name}", refuse)
     for quantizer in (

@@ -1,13 +1,17 @@
-"""Ids of words of bits, least significant first, split into one or more vocabularies."""
+"""Words of bits as codes: their ids, least significant bit first, in one or more vocabularies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from polytok.bottlenecks.codebook import code_stats
+from polytok.bottlenecks.entropy import bit_entropies
+from polytok.bottlenecks.estimators import Estimator
+from polytok.core.contracts import BottleneckOutput
 from polytok.core.errors import ConfigError, PolytokError
 
 MOST_BITS = 52  # of an id that a float64 holds exactly
@@ -67,6 +71,34 @@ def signs_of(indices: Sequence[Tensor], groups: Sequence[int]) -> Tensor:
         else:
             parts.append(to_signs(ids, num_bits))
     return torch.cat(parts, dim=-1)
+
+
+def quantize_bits(
+    vectors: Tensor,
+    groups: Sequence[int],
+    *,
+    scale: float,
+    estimator: Estimator,
+    entropy_temperature: float | None,
+) -> BottleneckOutput:
+    """Codes +-scale of fp32 vectors (B, N, D) by their signs; zero becomes -scale.
+
+    Losses: ``vq/commit`` = MSE(sg q, vectors), and with a temperature the entropies over the codes
+    c of each vocabulary, of logits 2 vectors.c / temperature.
+    """
+    is_set = vectors.detach() > 0
+    q = (is_set.float() * 2 - 1) * scale
+    indices = to_ids(is_set, groups)
+    losses = {"vq/commit": F.mse_loss(vectors, q)}
+    if entropy_temperature is not None:
+        # Two codes that differ in one bit have logits 4 scale vectors / temperature apart.
+        losses |= bit_entropies(vectors * (4 * scale / entropy_temperature), groups)
+    return BottleneckOutput(
+        latents=estimator(vectors, q),
+        indices=indices,
+        losses=losses,
+        stats=bit_stats(indices, groups),
+    )
 
 
 def bit_stats(indices: Sequence[Tensor], groups: Sequence[int]) -> dict[str, Tensor]:

@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from polytok.bottlenecks.bits import all_groups, bit_stats, check_bits, signs_of, to_ids
+from polytok.bottlenecks.bits import all_groups, check_bits, quantize_bits, signs_of
 from polytok.bottlenecks.codebook import to_unit
-from polytok.bottlenecks.entropy import bit_entropies
 from polytok.bottlenecks.estimators import Estimator, straight_through
 from polytok.core.contracts import Bottleneck, BottleneckOutput
 
@@ -50,18 +48,13 @@ class BinarySphericalQuantizer(Bottleneck):
     ) -> BottleneckOutput:
         """Quantize in fp32; the latents are (B, N, D) of unit length."""
         with torch.autocast(z.device.type, enabled=False):
-            u = to_unit(z.float())
-            is_set = u.detach() > 0
-            scale = 1 / math.sqrt(u.shape[-1])
-            q = (is_set.float() * 2 - 1) * scale
-            indices = to_ids(is_set, self.groups)
-            losses = {"vq/commit": F.mse_loss(u, q)}
-            if self.entropy_temperature is not None:
-                logits = u * (4 * scale / self.entropy_temperature)
-                losses |= bit_entropies(logits, self.groups)
-            latents = self.estimator(u, q)
-        stats = bit_stats(indices, self.groups)
-        return BottleneckOutput(latents=latents, indices=indices, losses=losses, stats=stats)
+            return quantize_bits(
+                to_unit(z.float()),
+                self.groups,
+                scale=1 / math.sqrt(z.shape[-1]),
+                estimator=self.estimator,
+                entropy_temperature=self.entropy_temperature,
+            )
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, D) of ids (B, n), or of probabilities (B, n, 2^b), per vocabulary.

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from polytok.bottlenecks.bits import all_groups, bit_stats, check_bits, signs_of, to_ids
-from polytok.bottlenecks.entropy import bit_entropies
+from polytok.bottlenecks.bits import all_groups, check_bits, quantize_bits, signs_of
 from polytok.bottlenecks.estimators import Estimator, straight_through
 from polytok.core.contracts import Bottleneck, BottleneckOutput
 
@@ -47,17 +45,13 @@ class LookupFreeQuantizer(Bottleneck):
     ) -> BottleneckOutput:
         """Quantize in fp32; the latents are (B, N, D)."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            is_set = z.detach() > 0
-            q = is_set.float() * 2 - 1
-            indices = to_ids(is_set, self.groups)
-            losses = {"vq/commit": F.mse_loss(z, q)}
-            if self.entropy_temperature is not None:
-                # Two codes that differ in one bit have logits 4 z / temperature apart.
-                losses |= bit_entropies(z * (4 / self.entropy_temperature), self.groups)
-            latents = self.estimator(z, q)
-        stats = bit_stats(indices, self.groups)
-        return BottleneckOutput(latents=latents, indices=indices, losses=losses, stats=stats)
+            return quantize_bits(
+                z.float(),
+                self.groups,
+                scale=1.0,
+                estimator=self.estimator,
+                entropy_temperature=self.entropy_temperature,
+            )
 
     def embed(self, indices: Sequence[Tensor], num_levels: int | None = None) -> Tensor:
         """Latents (B, n, D) of ids (B, n), or of probabilities (B, n, 2^b), per vocabulary.

@@ -99,9 +99,10 @@ def shape_destination(
         PolytokError: the count is out of range; see also :meth:`Destination.of`.
     """
     from polytok.signals import mesh as meshes
-    from polytok.systems.shape.generation import check_count
+    from polytok.systems.drawing import check_count
+    from polytok.systems.shape.generation import MAX_COUNT
 
-    check_count(count)
+    check_count(count, MAX_COUNT)
     return Destination.of(
         output, stem, count, suffix, known=meshes.WRITABLE, noun=NOUN, force=force
     )

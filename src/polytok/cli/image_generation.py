@@ -33,9 +33,10 @@ def generate(
 ) -> None:
     """Draw pictures of the class that ``text`` names or numbers, or of none."""
     from polytok.systems import api
-    from polytok.systems.image.generation import check_count
+    from polytok.systems.drawing import check_count
+    from polytok.systems.image.generation import MAX_COUNT
 
-    check_count(count)
+    check_count(count, MAX_COUNT)
     to = Destination.of(
         output,
         stem_of(text, None, NOUN),

@@ -30,7 +30,8 @@ from polytok.systems.classics.maskgit_training import (
     encode_images,
     prepare_training,
 )
-from polytok.systems.image.generation import MICRO_BATCH, ImageGenerator
+from polytok.systems.drawing import MICRO_BATCH
+from polytok.systems.image.generation import ImageGenerator
 from polytok.training import Recipe, TrainConfig, fit
 from polytok.training.recipe import DataRecipe, StageBudget
 

@@ -11,38 +11,23 @@ from PIL import Image
 from torch import Tensor
 
 from polytok import bitstream
-from polytok.core.contracts import Batch, Codes, TokenizerSpec
+from polytok.core.contracts import Batch, Codes
 from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.core.seeding import torch_rng
 from polytok.generators import Known
 from polytok.systems.classics.maskgit import MaskGIT, check_cfg
+from polytok.systems.drawing import MICRO_BATCH, CodeGenerator, check_count
 from polytok.systems.image.codec import ImageCodec
 
 Label = int | str
-MICRO_BATCH = 4  # items that are drawn together, always as many: floats depend on the batch size
 MAX_COUNT = 100_000
 
 
-class ImageGenerator:
-    """What ``polytok.load`` returns for an image generator.
+class ImageGenerator(CodeGenerator):
+    """What ``polytok.load`` returns for an image generator."""
 
-    Args:
-        codec: of the tokenizer whose codes are drawn.
-        name: preset or weights tag. weights: fingerprint, 8 hex digits.
-    """
-
-    def __init__(self, model: MaskGIT, codec: ImageCodec, *, name: str, weights: str) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.codec, self.name, self.weights = codec, name, weights
-
-    @property
-    def spec(self) -> TokenizerSpec:
-        return self.codec.spec
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes; codes stay on the CPU."""
-        return next(self.model.parameters()).device
+    model: MaskGIT
+    codec: ImageCodec
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,7 +84,7 @@ class ImageGenerator:
         known: Codes | Known | None = None,
     ) -> Iterator[Codes]:
         """Draw codes as :meth:`generate` does, a few at a time, in bounded memory."""
-        check_count(count)
+        check_count(count, MAX_COUNT)
         check_cfg(self.model.config.cfg if cfg is None else cfg)
         self.model.process.plan(steps)
         labels = self._labels(label, count)
@@ -196,13 +181,3 @@ class ImageGenerator:
     def _taken(self, known: Known, items: Tensor) -> Known:
         rows = items % len(known.ids)
         return Known(ids=known.ids[rows].to(self.device), mask=known.mask[rows].to(self.device))
-
-
-def check_count(count: int) -> None:
-    """Refuse a number of pictures that is out of range.
-
-    Raises:
-        ConfigError: it is not within 1..100,000.
-    """
-    if not 1 <= count <= MAX_COUNT:
-        raise ConfigError(f"count={count} is not within 1..{MAX_COUNT}")

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from polytok.core.contracts import Batch, Codes, TokenizerSpec
+from polytok.core.contracts import Batch, Codes
 from polytok.core.errors import ConfigError, PolytokError, WeightsError
 from polytok.core.seeding import torch_rng
 from polytok.generators import Guide, Known, Sampling, constant
 from polytok.networks.pretrained import SmallTextTower
 from polytok.signals import image as images
+from polytok.systems.drawing import MICRO_BATCH, CodeGenerator, check_count
 from polytok.systems.prior import PriorCoder
 from polytok.systems.shape.codec import ShapeCodec
 from polytok.systems.shape.vat.generator import VATGenerator
 
 Picture = Image.Image | str | PathLike[str]
-MICRO_BATCH = 4  # items that are drawn together, always as many: floats depend on the batch size
 MAX_COUNT = 10_000
 MAX_DRAWS = 8
 # Of a shape that was never measured: its longest side is 1.
@@ -45,25 +45,11 @@ class Score:
         return sum(n * t for n, t in zip(self.nats, self.tokens, strict=True)) / sum(self.tokens)
 
 
-class ShapeGenerator:
-    """What ``polytok.load`` returns for a shape generator.
+class ShapeGenerator(CodeGenerator):
+    """What ``polytok.load`` returns for a shape generator."""
 
-    Args:
-        codec: of the tokenizer whose codes are drawn.
-        name: preset or weights tag. weights: fingerprint, 8 hex digits.
-    """
-
-    def __init__(self, model: VATGenerator, codec: ShapeCodec, *, name: str, weights: str) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.codec, self.name, self.weights = codec, name, weights
-
-    @property
-    def spec(self) -> TokenizerSpec:
-        return self.codec.spec
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    model: VATGenerator
+    codec: ShapeCodec
 
     def generate(
         self,
@@ -191,7 +177,7 @@ class ShapeGenerator:
         Args:
             kept: the first scales of one code, which all items keep, with its place and size.
         """
-        check_count(count)
+        check_count(count, MAX_COUNT)
         if not 0 <= cfg < float("inf"):
             raise ConfigError(f"cfg={cfg} is not a finite number of at least 0")
         if not 0 <= blend <= 1:
@@ -278,16 +264,6 @@ class ShapeGenerator:
                     f"scale {number} does not fit {self.codec.name}: {ids.shape[1]} ids up to "
                     f"{int(ids.max())}, but it has {level.count} of {level.vocab}"
                 )
-
-
-def check_count(count: int) -> None:
-    """Refuse a number of shapes that is out of range.
-
-    Raises:
-        ConfigError: it is not within 1..10,000.
-    """
-    if not 1 <= count <= MAX_COUNT:
-        raise ConfigError(f"count={count} is not within 1..{MAX_COUNT}")
 
 
 def _measured(codes: Codes, draws: int, kept: Codes | None) -> Codes:
