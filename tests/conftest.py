@@ -11,7 +11,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Two threads in all, whatever the number of workers; processes that tests start inherit it.
+_SHARE = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(_SHARE))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Tests of several folders share stubs and shapes: ``from contracts.stubs import ...``.
 sys.path.append(str(ROOT / "tests"))
 

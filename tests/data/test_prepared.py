@@ -104,7 +104,7 @@ def test_what_cannot_be_prepared_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    source, out = fill(tmp_path / "in", count=18), tmp_path / "out"
+    source, out = fill(tmp_path / "in", count=40), tmp_path / "out"
     code = (
         "import sys; from polytok.data.prepared import prepare_folder\n"
         "if __name__ == '__main__':\n"
@@ -123,9 +123,9 @@ def test_interrupting_loses_nothing(tmp_path: Path, number: signal.Signals) -> N
     process.send_signal(number)
     assert process.wait(timeout=60) != 0
     kept = contents(out)
-    assert 3 <= len(kept) < 18
+    assert 3 <= len(kept) < 40
     assert not list(out.rglob("*.part*"))
     assert len(lines(out / "index.jsonl")) <= len(kept) == len(PreparedFolder(out))
     summary = prepare_folder(source, out, processes=2, progress=False)
-    assert summary.ready == 18 and summary.made == 18 - len(kept)
+    assert summary.ready == 40 and summary.made == 40 - len(kept)
     assert {name: data for name, data in contents(out).items() if name in kept} == kept

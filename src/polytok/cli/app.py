@@ -18,6 +18,7 @@ from polytok.core.errors import PolytokError
 DEFAULT_GENERATOR = "vat-512b-small-gen"
 
 app = typer.Typer(
+    rich_markup_mode=None,  # Rich would take a third of the time that --help needs
     help="Any signal in a few tokens, and back.",
     no_args_is_help=True,
     add_completion=False,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polytok.systems.text.data_mixture_inference import MixtureResult, PairTranscript, Target
 
 app = typer.Typer(
+    rich_markup_mode=None,
     help="What a BPE tokenizer tells of the text it was trained on.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
