@@ -95,6 +95,22 @@ def test_kmeans_leaves_no_centre_empty_where_points_are_many() -> None:
     assert len(used) >= 14
 
 
+@pytest.mark.parametrize(("sides", "fewest"), [((4, 16), 60), ((16, 16), 215)])
+def test_kmeans_starts_in_nearly_all_of_separated_clusters(
+    sides: tuple[int, int], fewest: int
+) -> None:
+    places = torch.cartesian_prod(*(torch.arange(float(side)) for side in sides))
+    points = places.repeat_interleave(40, 0) + 0.05 * torch.randn(40 * len(places), 2)
+    centres = kmeans(points, len(places), rng=torch.Generator().manual_seed(0))
+    # Rows drawn alike find 1 - 1/e of the clusters.
+    assert len(nearest(centres, places).unique()) >= fewest
+
+
+def test_kmeans_of_equal_points_has_equal_centres() -> None:
+    centres = kmeans(torch.ones(100, 3), 80, rng=torch.Generator().manual_seed(0))
+    assert torch.equal(centres, torch.ones(80, 3))
+
+
 def test_a_single_process_neither_sums_nor_gathers() -> None:
     x = torch.arange(6.0).view(2, 3)
     assert sum_over_ranks(x) is x

@@ -127,6 +127,15 @@ def test_ibq_by_hand() -> None:
     assert bool(torch.autograd.grad(out.latents.sum(), weight)[0].any(-1).all())
 
 
+@torch.no_grad()
+def test_a_started_ibq_can_choose_every_code() -> None:
+    quantizer, z = IBQ(64, 2), torch.randn(40, 50, 2)
+    quantizer.start(z, rng=rng())
+    assert len(quantizer(z).indices[0].unique()) == 64
+    lengths = quantizer.codes.norm(dim=-1)
+    torch.testing.assert_close(lengths, z.norm(dim=-1).mean().expand(64))
+
+
 def pairs(wanted: dict[str, Tensor], out: object) -> list[tuple[Tensor, Tensor]]:
     return [(loss, out.losses[name]) for name, loss in wanted.items()]  # type: ignore[attr-defined]
 

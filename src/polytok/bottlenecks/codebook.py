@@ -18,6 +18,7 @@ from polytok.core.errors import PolytokError, UnknownNameError
 CHUNK = 1 << 19  # entries of the distance matrix held at a time
 MOST_COUNTED = 1 << 22  # codes whose occurrences are counted in a table
 BLOCK = 64  # codes whose scores are reduced together
+ROUNDS = 64  # of draws of k-means' first centres
 
 Metric = Literal["euclidean", "cosine"]
 Normalise = Callable[[Tensor], Tensor]
@@ -154,7 +155,7 @@ def kmeans(
     iterations: int = 10,
     normalise: Normalise = unchanged,
 ) -> Tensor:
-    """Lloyd's algorithm from random starts; a centre that loses all its points starts again.
+    """Lloyd's algorithm from :func:`spread_out`; a centre that loses all its points starts again.
 
     Args:
         vectors: (n, d) with n >= 1.
@@ -164,11 +165,13 @@ def kmeans(
         (count, d) centres; when n < count, some rows repeat with a little jitter.
     """
     n = vectors.shape[0]
-    order = torch.randperm(n, generator=rng)
-    centres = vectors[order[torch.arange(count) % n]].clone()
     if n < count:
+        order = torch.randperm(n, generator=rng)
+        centres = vectors[order[torch.arange(count) % n]].clone()
         spread = vectors.std(0, correction=0) * 1e-2
         centres[n:] += torch.randn(count - n, vectors.shape[1], generator=rng) * spread
+    else:
+        centres = spread_out(vectors, count, rng=rng)
     for _ in range(iterations):
         ids = nearest(vectors, centres)
         counts, sums = counts_and_sums(ids, vectors, count)
@@ -177,6 +180,26 @@ def kmeans(
         empty = (counts == 0).nonzero().squeeze(1)
         if len(empty) and n >= count:
             centres[empty] = vectors[torch.randint(n, (len(empty),), generator=rng)]
+    return centres
+
+
+def spread_out(vectors: Tensor, count: int, *, rng: torch.Generator) -> Tensor:
+    """Rows (count, d) of vectors (n, d), n >= count, each drawn by its squared distance to others.
+
+    k-means++ (Arthur and Vassilvitskii, 2007) where count <= 64; with more, draws of one of 64
+    rounds do not see each other, so that it all costs one step of Lloyd's algorithm. Rows drawn
+    alike would leave about a tenth of well separated clusters without a centre for good.
+    """
+    each = -(-count // ROUNDS)
+    centres = vectors[torch.randperm(len(vectors), generator=rng)[:each]]
+    fresh, gaps = centres, vectors.new_full((len(vectors),), torch.inf)
+    while len(centres) < count:
+        gaps = gaps.minimum((vectors - fresh[nearest(vectors, fresh)]).square().sum(-1))
+        total = gaps.double().cumsum(0)
+        draws = torch.rand(min(each, count - len(centres)), generator=rng, dtype=torch.float64)
+        rows = torch.searchsorted(total, draws * total[-1], right=True)
+        fresh = vectors[rows.clamp(max=len(vectors) - 1)]
+        centres = torch.cat([centres, fresh])
     return centres
 
 

@@ -15,6 +15,7 @@ from polytok.bottlenecks.codebook import (
     kmeans,
     largest_product,
     lookup,
+    to_unit,
 )
 from polytok.bottlenecks.entropy import code_entropies, in_chunks
 from polytok.bottlenecks.usage import dead_share, replacements
@@ -96,9 +97,14 @@ class IBQ(Bottleneck):
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, rng: torch.Generator) -> None:
-        """Start the codes by k-means over latents (..., d) of all ranks."""
-        vectors = gather_over_ranks(latents.float().flatten(0, -2))
-        self.embedding.weight.copy_(kmeans(vectors.cpu(), len(self.usage), rng=rng))
+        """Start the codes by spherical k-means over latents (..., d) of all ranks.
+
+        All have the mean length of the latents: inner products never choose a code that lies
+        within the convex hull of the others.
+        """
+        vectors = gather_over_ranks(latents.float().flatten(0, -2)).cpu()
+        units = kmeans(to_unit(vectors), len(self.usage), rng=rng, normalise=to_unit)
+        self.embedding.weight.copy_(to_unit(units) * vectors.norm(dim=-1).mean())
         self.usage.fill_(1.0 / len(self.usage))
 
     @torch.no_grad()
