@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ GROUPS = 8
 SHIFT = 6
 BATCH = 64
 LR, DECAY = 3e-3, 0.05
+WARM_STEPS = 50
+WHOLE_SHARE = 0.06  # of the steps
 SEED = 7001  # no training of the repository uses it
 
 
@@ -56,9 +59,13 @@ class Judge(nn.Module):
             found.append(x)
         return found
 
+    def scores(self, maps: Sequence[Tensor]) -> Tensor:
+        """Class scores by the maps of images."""
+        return self.head(maps[-1].mean((2, 3)))
+
     def forward(self, image: Tensor) -> Tensor:
         """Class scores."""
-        return self.head(self.maps(image)[-1].mean((2, 3)))
+        return self.scores(self.maps(image))
 
 
 def _convolution(width: int, wider: int) -> tuple[nn.Module, ...]:
@@ -76,35 +83,56 @@ def at_size(images: LabelledImages) -> LabelledImages:
     return LabelledImages(torch.cat(parts), images.labels, images.classes, images.names)
 
 
-def train_judge(sets: Sequence[LabelledImages], steps: int) -> Judge:
-    """A judge of the classes of all sets, one after the other; batches hold as much of each."""
+@dataclass(frozen=True)
+class Lesson:
+    """Pictures with labels, and whether they mean the same in a mirror."""
+
+    images: LabelledImages
+    is_mirrored: bool
+
+
+def train_judge(lessons: Sequence[Lesson], steps: int) -> Judge:
+    """A judge of the classes of all lessons, one after the other; batches hold as much of each.
+
+    Most steps see pictures of half the size, which cost a quarter; the last ones whole pictures.
+    """
     torch.manual_seed(SEED)
-    judge = Judge(sum(len(s.classes) for s in sets))
-    weights = torch.optim.AdamW(judge.parameters(), LR, weight_decay=DECAY)
+    judge = Judge(sum(len(lesson.images.classes) for lesson in lessons))
+    optimizer = torch.optim.AdamW(judge.parameters(), LR, weight_decay=DECAY)
     rng = torch_rng(SEED, "judge")
+    whole = max(1, round(WHOLE_SHARE * steps))
     for step in range(steps):
-        for group in weights.param_groups:
-            warm = min(1.0, (step + 1) / 20)
-            group["lr"] = LR * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-        images, labels, first = list[Tensor](), list[Tensor](), 0
-        for some in sets:
-            picks = torch.randint(len(some), (BATCH // len(sets),), generator=rng)
-            images.append(_moved(some.images(picks), rng))
-            labels.append(some.labels[picks] + first)
-            first += len(some.classes)
-        loss = F.cross_entropy(judge(torch.cat(images)), torch.cat(labels), label_smoothing=0.05)
-        weights.zero_grad()
+        for group in optimizer.param_groups:
+            warm = min(1.0, (step + 1) / WARM_STEPS)
+            group["lr"] = LR * warm * (0.01 + 0.495 * (1 + math.cos(math.pi * step / steps)))
+        images, labels = _batch(lessons, rng)
+        if step < steps - whole:
+            images = F.avg_pool2d(images, 2)
+        loss = F.cross_entropy(judge(images), labels, label_smoothing=0.05)
+        optimizer.zero_grad()
         loss.backward()
-        weights.step()
-        if (step + 1) % 50 == 0:
+        optimizer.step()
+        if (step + 1) % 100 == 0:
             print(f"judge: step {step + 1} of {steps}, loss {loss.item():.3f}", flush=True)
     return judge.eval().requires_grad_(False)
 
 
-def _moved(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each shifted by up to :data:`SHIFT` pixels, with its colours in another order half the time.
+def _batch(lessons: Sequence[Lesson], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    images, labels, first = list[Tensor](), list[Tensor](), 0
+    for lesson in lessons:
+        some = lesson.images
+        picks = torch.randint(len(some), (BATCH // len(lessons),), generator=rng)
+        images.append(_changed(some.images(picks), rng, is_mirrored=lesson.is_mirrored))
+        labels.append(some.labels[picks] + first)
+        first += len(some.classes)
+    return torch.cat(images), torch.cat(labels)
 
-    Without that, backgrounds and not figures would tell the classes of a few pictures.
+
+def _changed(images: Tensor, rng: torch.Generator, *, is_mirrored: bool) -> Tensor:
+    """Each shifted by up to :data:`SHIFT` pixels; half of them mirrored, or in other colours.
+
+    Drawn pictures have random colours: without others, grounds and not figures would tell apart
+    what there is little of.
     """
     padded = F.pad(images, [SHIFT] * 4, mode="replicate")
     out = torch.empty_like(images)
@@ -112,7 +140,7 @@ def _moved(images: Tensor, rng: torch.Generator) -> Tensor:
     for i, (top, left) in enumerate(moves):
         image = padded[i, :, top : top + SIZE, left : left + SIZE]
         if torch.rand((), generator=rng) < 0.5:
-            image = image[torch.randperm(3, generator=rng)]
+            image = image.flip(-1) if is_mirrored else image[torch.randperm(3, generator=rng)]
         out[i] = image
     return out
 

@@ -14,42 +14,75 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 import _image_judges as judges
 from _image_peers import PACKAGES, Coded, kept_search, mean_colour
-from _results import RESULTS, Results, Row, load_codec
+from _image_report import SHEET_SIZES, draw_plot, draw_sheet
+from _report import load
+from _results import RESULTS, ROOT, Results, Row, load_codec
+from polytok import bitstream
+from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError
 from polytok.data.images import LabelledImages, read_labelled
 from polytok.data.pictures import read_pictures
 from polytok.metrics import (
     IMAGE_CONVENTIONS,
     bootstrap_difference,
-    classifier_agreement,
-    perceptual_distance,
     psnr,
     ssim,
 )
+from polytok.networks.pretrained import map_distance
+from polytok.systems.image.titok.model import TiTok
 
 SEED = 0
-BUDGETS = (32, 48, 64, 96, 128, 192, 256, 384)
-SIDES = (4, 6, 8, 12, 16, 24, 32, 48)
+JUDGE = "judge.safetensors"
+BATCH_PIXELS = 64 * 64 * 64
+KODAK_PIXELS = 768 * 512
+SHEET_PICTURES = 2  # of each folder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tried on pictures.
+
+    Args:
+        budgets: bytes of a file. sides: pixels of the longest side that peers shrink to.
+        tiles: along the longest side, for polytok. has_hashes: whether they are peers.
+    """
+
+    budgets: tuple[int, ...]
+    sides: tuple[int, ...]
+    tiles: tuple[int, ...] = (1,)
+    has_hashes: bool = True
+
+
+TILES = Setting((32, 48, 64, 96, 128, 192, 256, 384), (4, 6, 8, 12, 16, 24, 32, 48))
+KODAK = Setting(
+    (256, 512, 1024, 2048, 4096, 8192, 16384),
+    (16, 24, 32, 48, 64, 96, 128, 192, 256, 384),
+    tiles=(1, 2, 4, 8, 12),
+    has_hashes=False,
+)
 PEERS = {
     "direct": ("webp", "avif", "jpeg"),
     "small": ("small-webp", "small-avif", "small-jpeg"),
     "hash": ("thumbhash", "blurhash"),
 }
-SINGLE = (*PEERS["direct"], *PEERS["small"], *PEERS["hash"], "webp-lossless")
 SCORES = {"psnr": 1, "ssim": 1, "perceptual": -1, "agreement": 1}  # the sign of better
 HELD_OUT = 1000  # of the labelled pictures, for the judge's accuracy
-PARTS = ("judge", "tiles")
 
 Scores = dict[str, NDArray[np.float64]]  # (n,) by name
 
@@ -73,26 +106,37 @@ class Scorer:
     """Scores of decoded pictures against their sources, with a judge."""
 
     def __init__(self, judge: judges.Judge, pictures: Sequence[Image.Image]) -> None:
-        self.judge, self.wanted = judge, tensor(pictures)
+        self.judge = judge
+        self.batches = batches(pictures)
+        self.wanted = [self._seen(part) for part in self.batches]
 
+    @torch.inference_mode()
     def __call__(self, decoded: Sequence[Image.Image]) -> Scores:
-        image = tensor(decoded)
-        pairs = list(zip(image.split(64), self.wanted.split(64), strict=True))
-        return {
-            "psnr": _joined(psnr(a, b) for a, b in pairs),
-            "ssim": _joined(ssim(a, b) for a, b in pairs),
-            "perceptual": _joined(perceptual_distance(self.judge, a, b) for a, b in pairs),
-            "agreement": _joined(classifier_agreement(self.judge, a, b) for a, b in pairs),
-        }
+        """Scores (n,): of :data:`SCORES`."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in SCORES}
+        for image, wanted, (maps, label) in zip(
+            batches(decoded), self.batches, self.wanted, strict=True
+        ):
+            mine, mine_label = self._seen(image)
+            parts["psnr"].append(psnr(image, wanted))
+            parts["ssim"].append(ssim(image, wanted))
+            parts["perceptual"].append(map_distance(mine, maps))
+            parts["agreement"].append(mine_label == label)
+        return {name: torch.cat(values).double().numpy() for name, values in parts.items()}
+
+    @torch.inference_mode()
+    def _seen(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps = self.judge.maps(image)
+        return maps, self.judge.scores(maps).argmax(-1)
 
 
-def _joined(parts: Any) -> NDArray[np.float64]:
-    return torch.cat(list(parts)).double().numpy()
-
-
-def tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as (n, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2) / 255
+def batches(pictures: Sequence[Image.Image]) -> list[Tensor]:
+    """Pictures in their order as (b, 3, H, W) in [0, 1], of one size and not many pixels each."""
+    found = []
+    for (width, height), same in groupby(pictures, key=lambda p: p.size):
+        values = torch.from_numpy(np.stack([np.asarray(p) for p in same])).permute(0, 3, 1, 2)
+        found += [part / 255 for part in values.split(max(1, BATCH_PIXELS // (width * height)))]
+    return found
 
 
 def held_back(folder: str, limit: int) -> tuple[list[Image.Image], tuple[str, ...]]:
@@ -107,26 +151,37 @@ def spread(length: int, count: int) -> Tensor:
     return torch.linspace(0, length - 1, min(count, length)).round().long()
 
 
+def _inner(length: int, count: int) -> list[int]:
+    """Numbers within 0..length-1, the ends left out where there are others."""
+    return torch.linspace(0, length - 1, count + 2)[1:-1].round().int().tolist()
+
+
 def of_peers(
-    pictures: Sequence[Image.Image], scorer: Scorer, work: Path
+    pictures: Sequence[Image.Image], scorer: Scorer, work: Path, setting: Setting
 ) -> dict[tuple[str, int], Tried]:
     """Every peer at every budget, the groups of :data:`PEERS`, and ``all`` of them."""
-    files = [kept_search(p, BUDGETS, SIDES, work / "peers") for p in pictures]
+    files = []
+    for number, picture in enumerate(pictures, 1):
+        files.append(
+            kept_search(picture, setting.budgets, setting.sides, work, hashes=setting.has_hashes)
+        )
+        if number % 10 == 0:
+            print(f"files of peers: {number} of {len(pictures)}", flush=True)
     found: dict[tuple[str, int], Tried] = {}
-    for method in SINGLE:
-        known: dict[tuple[Coded | None, ...], Tried] = {}
-        for budget in BUDGETS:
-            coded = tuple(f[method].get(budget) for f in files)
+    known: dict[tuple[Coded | None, ...], Tried] = {}
+    for method in ("mean-colour", *files[0]):
+        for budget in setting.budgets:
+            coded = tuple(f.get(method, {}).get(budget) for f in files)
             if coded not in known:  # hashes are the same file at every budget
                 known[coded] = _tried(pictures, coded, scorer)
             found[method, budget] = known[coded]
-    nothing = _tried(pictures, [None] * len(pictures), scorer)
-    for budget in BUDGETS:
-        found["mean-colour", budget] = nothing
-        for group, methods in PEERS.items():
-            found[group, budget] = _best([found[m, budget] for m in methods])
-        found["small+hash", budget] = _best([found[g, budget] for g in ("small", "hash")])
-        found["all", budget] = _best([found[g, budget] for g in PEERS])
+    for budget in setting.budgets:
+        groups = [g for g in PEERS if setting.has_hashes or g != "hash"]
+        for group in groups:
+            found[group, budget] = _best([found[m, budget] for m in PEERS[group]])
+        found["all", budget] = _best([found[g, budget] for g in groups])
+        if setting.has_hashes:
+            found["small+hash", budget] = _best([found[g, budget] for g in ("small", "hash")])
     return found
 
 
@@ -152,18 +207,26 @@ def _best(several: Sequence[Tried]) -> Tried:
 
 
 def of_model(
-    model: str, pictures: Sequence[Image.Image], scorer: Scorer
-) -> tuple[dict[int, Tried], Any]:
-    """A codec at every budget, by the files it would write; and the codec."""
-    codec = load_codec(model)
-    codes = [codec.encode(picture) for picture in pictures]
-    found = {}
-    for budget in BUDGETS:
-        files = [codec.pack(code, max_bytes=budget)[0] for code in codes]
-        decoded = [codec.decode(codec.unpack(data))[0] for data in files]
-        sizes = np.array([len(data) for data in files])
-        found[budget] = Tried(scorer(decoded), sizes <= budget, float(sizes.mean()))
-    return found, codec
+    codec: Any, pictures: Sequence[Image.Image], scorer: Scorer, setting: Setting, tiles: int = 1
+) -> dict[int, Tried]:
+    """A codec at every budget, by the files it would write.
+
+    Budgets that no file fits are left out, and those that add nothing to the one before.
+    """
+    whole = [codec.pack(codec.encode(picture, tiles=tiles))[0] for picture in pictures]
+    least = max(bitstream.sizes(codec.spec, bitstream.read_header(d).meta)[0] for d in whole)
+    found: dict[int, Tried] = {}
+    before: list[bytes] = []
+    for budget in (b for b in setting.budgets if b >= least):
+        files = [codec.truncate(data, budget) for data in whole]
+        if files == before and len(setting.tiles) > 1:
+            break
+        if files != before:
+            decoded = [codec.decode(codec.unpack(data))[0] for data in files]
+            sizes = np.array([len(data) for data in files])
+            tried = Tried(scorer(decoded), sizes <= budget, float(sizes.mean()))
+        found[budget], before = tried, files
+    return found
 
 
 def summary(one: Tried) -> Row:
@@ -193,43 +256,115 @@ def _by_source(values: NDArray[np.float64], names: Sequence[str]) -> list[float]
 
 def tiles(args: argparse.Namespace) -> None:
     """Held-back pictures of one tile at every budget."""
-    judge, told = judges.load_judge(args.work / "judge.safetensors")
-    results = Results(
-        "image_rd_tiles",
-        protocol(judge=told, limit=args.limit),
-        seed=SEED,
-        fresh=args.fresh,
-        folder=args.out,
-        keys=("domain", "bytes", "method"),
-    )
+    judge, told = judges.load_judge(args.work / JUDGE)
+    about = protocol(TILES, judge=told, limit=args.limit)
+    results = _results_of("tiles", about, args, ("domain", "bytes", "method"))
     for folder in args.pictures:
-        domain = Path(folder).name
         pictures, names = held_back(folder, args.limit)
-        scorer = Scorer(judge, pictures)
-        peers = of_peers(pictures, scorer, args.work)
-        head = {"domain": domain, "pictures": len(pictures), "sources": len(set(names))}
-        rows = [
-            {**head, "bytes": budget, "method": method, **summary(one)}
-            for (method, budget), one in peers.items()
-        ]
-        for model in args.model:
-            found, codec = of_model(model, pictures, scorer)
+        head = {"domain": Path(folder).name, "pictures": len(pictures), "sources": len(set(names))}
+        _measure(pictures, names, head, TILES, judge, results, args)
+
+
+def kodak(args: argparse.Namespace) -> None:
+    """Whole photos at every budget, cut into several numbers of tiles."""
+    judge, told = judges.load_judge(args.work / JUDGE)
+    about = protocol(KODAK, judge=told, limit=args.limit)
+    results = _results_of("kodak", about, args, ("domain", "bytes", "method"))
+    names, pictures = _read_zip(args.kodak)
+    names, pictures = names[: args.limit], pictures[: args.limit]
+    head = {"domain": "kodak", "pictures": len(pictures), "pixels": KODAK_PIXELS}
+    _measure(pictures, names, head, KODAK, judge, results, args)
+
+
+def _results_of(part: str, about: Row, args: argparse.Namespace, keys: tuple[str, ...]) -> Results:
+    name = f"image_rd_{part}"
+    return Results(name, about, seed=SEED, fresh=args.fresh, folder=args.out, keys=keys)
+
+
+def _measure(
+    pictures: Sequence[Image.Image],
+    names: Sequence[str],
+    head: Row,
+    setting: Setting,
+    judge: judges.Judge,
+    results: Results,
+    args: argparse.Namespace,
+) -> None:
+    """Rows of peers and models on some pictures."""
+    scorer = Scorer(judge, pictures)
+    peers = of_peers(pictures, scorer, args.work / "peers", setting)
+    rows = [
+        {**head, "bytes": budget, "method": method, **summary(one)}
+        for (method, budget), one in peers.items()
+    ]
+    groups = [g for g in (*PEERS, "small+hash", "all") if (g, setting.budgets[0]) in peers]
+    for model in args.model:
+        codec = load_codec(model)
+        for count in setting.tiles:
+            words = "" if setting.tiles == (1,) else f" {count} tiles"
             rows += [
                 {
                     **head,
                     "bytes": budget,
-                    "method": f"polytok:{Path(model).name}",
+                    "method": f"polytok:{Path(model).name}{words}",
                     "weights": codec.weights,
                     **summary(one),
-                    **{
-                        f"over {group}": over(one, peers[group, budget], names)
-                        for group in (*PEERS, "small+hash", "all")
-                    },
+                    **{f"over {g}": over(one, peers[g, budget], names) for g in groups},
                 }
-                for budget, one in found.items()
+                for budget, one in of_model(codec, pictures, scorer, setting, count).items()
             ]
-        _replace(results, rows)
-        report(rows)
+    _replace(results, rows)
+    report(rows)
+
+
+def _read_zip(path: Path) -> tuple[list[str], list[Image.Image]]:
+    with ZipFile(path) as archive:
+        names = sorted(n for n in archive.namelist() if n.lower().endswith(".png"))
+        return names, [Image.open(BytesIO(archive.read(n))).convert("RGB") for n in names]
+
+
+def prefixes(args: argparse.Namespace) -> None:
+    """PSNR over the number of tokens, of models that were trained on prefixes or were not."""
+    about = {
+        "about": "mean PSNR of the first tokens of held-back pictures; models that were not "
+        "trained on prefixes are decoded from them all the same",
+        "limit": args.limit,
+        "psnr": IMAGE_CONVENTIONS["psnr"],
+    }
+    results = _results_of("prefixes", about, args, ("domain", "model", "tokens"))
+    for folder in args.pictures:
+        pictures, _ = held_back(folder, args.limit)
+        for model in args.model:
+            codec = load_codec(model)
+            head = {"domain": Path(folder).name, "model": Path(model).name}
+            head |= {"weights": codec.weights, "has_tail_drop": codec.spec.prefix == "tokens"}
+            rows = [head | row for row in prefix_rows(codec, pictures)]
+            _replace(results, rows)
+            print(*(f"{r['tokens']}:{r['psnr']:.2f}" for r in rows), flush=True)
+
+
+@torch.inference_mode()
+def prefix_rows(codec: Any, pictures: Sequence[Image.Image]) -> list[Row]:
+    """The mean PSNR of the first tokens, for several numbers of them."""
+    whole = codec.num_tokens
+    lengths = sorted({*range(1, min(whole, 16) + 1), *range(8, whole, 8), whole // 2, whole} - {0})
+    scores: dict[int, list[Tensor]] = {k: [] for k in lengths}
+    for wanted in batches(pictures):
+        image = wanted
+        if wanted.shape[-1] != codec.size:
+            side = (codec.size, codec.size)
+            image = F.interpolate(wanted, side, mode="bicubic", antialias=True).clamp(0, 1)
+        [ids] = codec.model.encode({"image": image.to(codec.device)}).indices
+        for k in lengths:
+            scores[k].append(psnr(_shown(codec.model, ids[:, :k]).cpu(), image))
+    return [{"tokens": k, "psnr": float(torch.cat(parts).mean())} for k, parts in scores.items()]
+
+
+def _shown(model: Any, ids: Tensor) -> Tensor:
+    """Pictures of first tokens, also by a model that would refuse them."""
+    if isinstance(model, TiTok):
+        return model.picture(model.bottleneck.embed((ids,))).clamp(0, 1)
+    return model.decode(Codes(indices=(ids,)))["image"]
 
 
 def _replace(results: Results, rows: Sequence[Row]) -> None:
@@ -250,22 +385,23 @@ def report(rows: Sequence[Row]) -> None:
 
 def make_judge(args: argparse.Namespace) -> None:
     """Train the judge on the val split of the pictures with labels, and on a labelled zip."""
-    path = args.work / "judge.safetensors"
+    path = args.work / JUDGE
     if path.exists() and not args.fresh:
         return
-    sets, tests = list[LabelledImages](), list[LabelledImages]()
+    lessons, tests = list[judges.Lesson](), list[LabelledImages]()
     for folder in args.pictures:
         found = read_pictures(folder, "val")
         if len(found.classes) > 1:
-            sets.append(judges.at_size(found))
+            lessons.append(judges.Lesson(judges.at_size(found), is_mirrored=False))
             tests.append(judges.at_size(read_pictures(folder, "test")))
     for source in args.labelled:
         rest, part = read_labelled(source, args.labelled_size).split(HELD_OUT, seed=judges.SEED)
-        sets.append(judges.at_size(rest))
+        lessons.append(judges.Lesson(judges.at_size(rest), is_mirrored=True))
         tests.append(judges.at_size(part))
-    if not sets:
+    if not lessons:
         raise PolytokError("no pictures with labels; name some with --pictures or --labelled")
-    judge = judges.train_judge(sets, args.judge_steps)
+    judge = judges.train_judge(lessons, args.judge_steps)
+    sets = [lesson.images for lesson in lessons]
     firsts = np.cumsum([0, *(len(s.classes) for s in sets)]).tolist()
     told = {
         "network": "4 stages of 3x3 convolutions, group norm, average pooling",
@@ -284,18 +420,67 @@ def make_judge(args: argparse.Namespace) -> None:
     print(told, flush=True)
 
 
-def protocol(**extra: Any) -> Row:
-    """What the rows mean."""
-    from importlib import metadata
+def draw(args: argparse.Namespace) -> None:
+    """The plot of what has been measured."""
+    print(draw_plot(args.out))
 
+
+def make_sheet(args: argparse.Namespace) -> None:
+    """A few held-back pictures of each folder, not chosen, by the model that is best there."""
+    shown = []
+    for folder in args.pictures:
+        pictures, _ = held_back(folder, args.limit)
+        codec = load_codec(_best_model(Path(folder).name, args))
+        for place in _inner(len(pictures), SHEET_PICTURES):
+            picture = pictures[place]
+            code = codec.encode(picture)
+            files = {b: codec.pack(code, max_bytes=b)[0] for b in SHEET_SIZES}
+            ours = {b: (len(d), codec.decode(codec.unpack(d))[0]) for b, d in files.items()}
+            found = kept_search(picture, TILES.budgets, TILES.sides, args.work / "peers")
+            peers = {b: best_file(picture, found, b) for b in SHEET_SIZES}
+            shown.append((picture, ours, {b: c for b, c in peers.items() if c is not None}))
+    draw_sheet(shown, args.sheet)
+
+
+def _best_model(domain: str, args: argparse.Namespace) -> str:
+    """Of the models that were asked for, the one of highest PSNR at the smallest shown size."""
+    data = load("image_rd_tiles", args.out)
+    scores = {
+        row["method"]: row["psnr"]
+        for row in (data["rows"] if data else [])
+        if (row["domain"], row["bytes"]) == (domain, SHEET_SIZES[1])
+    }
+    known = [m for m in args.model if f"polytok:{Path(m).name}" in scores]
+    if not known:
+        raise PolytokError(f"no model of --model has been measured on {domain}")
+    return max(known, key=lambda m: scores[f"polytok:{Path(m).name}"])
+
+
+def best_file(
+    picture: Image.Image, found: Mapping[str, Mapping[int, Coded]], budget: int
+) -> Coded | None:
+    """The file of all peers that is nearest to a picture at a budget, lossless ones left out."""
+    files = [
+        found[m][budget] for group in PEERS.values() for m in group if budget in found.get(m, {})
+    ]
+    wanted = batches([picture])[0]
+    return max(
+        files,
+        key=lambda c: float(psnr(batches([c.picture(picture.size)])[0], wanted)),
+        default=None,
+    )
+
+
+def protocol(setting: Setting, **extra: Any) -> Row:
+    """What the rows mean."""
     return {
-        "method": "whole files of at most so many bytes per picture of the test split. Peers: "
-        "Pillow's WebP (method 6), AVIF and JPEG (optimised, colour 4:2:0 or grey, without JFIF "
-        "segment), of each the highest quality that fits, by bisection; small-*: Lanczos to one of "
-        f"{', '.join(map(str, SIDES))} pixels, enlarged by bicubic or Lanczos, the nearest of all "
-        "by mean square; thumbhash: as its package decodes it; blurhash: 4x3, 3x4 or 3x3, one "
-        "byte a character. What does not fit scores as the mean colour of the picture. direct = "
-        "webp, avif, jpeg; small = small-*; hash = both hashes; all = these, picture by picture "
+        "method": "whole files of at most so many bytes. Peers: Pillow's WebP (method 6), AVIF and "
+        "JPEG (optimised, colour 4:2:0 or grey, without JFIF segment), of each the highest quality "
+        "that fits, by bisection; small-*: Lanczos to one of "
+        f"{', '.join(map(str, setting.sides))} pixels, enlarged by bicubic or Lanczos, the nearest "
+        "of all by mean square; thumbhash: as its package decodes it; blurhash: 4x3, 3x4 or 3x3, "
+        "one byte a character. What does not fit scores as the mean colour of the picture. direct "
+        "= webp, avif, jpeg; small = small-*; hash = both hashes; all = these, picture by picture "
         "the file of highest PSNR. webp-lossless stands aside: equal pictures count as 100 dB. "
         "polytok: the longest prefix of a file that fits. 'over X': mean gain, better being "
         "positive, with its 95% bootstrap interval over sources",
@@ -311,18 +496,27 @@ def protocol(**extra: Any) -> Row:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parts", default=",".join(PARTS))
+    run: Mapping[str, Callable[[argparse.Namespace], None]] = {
+        "judge": make_judge,
+        "tiles": tiles,
+        "kodak": kodak,
+        "prefixes": prefixes,
+        "plot": draw,
+        "sheet": make_sheet,
+    }
+    parser.add_argument("--parts", default="judge,tiles", help=", ".join(run))
     parser.add_argument("--pictures", nargs="*", default=[], help="folders of prepared pictures")
     parser.add_argument("--labelled", nargs="*", default=[], help="class/name.jpg, for the judge")
     parser.add_argument("--labelled-size", type=int, default=32, help="pixels a side of these")
-    parser.add_argument("--judge-steps", type=int, default=500)
+    parser.add_argument("--judge-steps", type=int, default=2500)
+    parser.add_argument("--kodak", type=Path, help="zip of its PNG, for that part")
     parser.add_argument("--model", nargs="*", default=[], help="weights tags or folders")
     parser.add_argument("--limit", type=int, default=200, help="pictures of each folder")
     parser.add_argument("--work", type=Path, required=True, help="keeps the judge and peers' files")
+    parser.add_argument("--sheet", type=Path, default=ROOT / "docs" / "images-sheet.png")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args(argv)
-    run: Mapping[str, Callable[[argparse.Namespace], None]] = {"judge": make_judge, "tiles": tiles}
     parts = args.parts.split(",")
     if unknown := set(parts) - set(run):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
