@@ -53,3 +53,11 @@ def test_a_block_is_pre_norm_around_the_attention_of_torch(mask: Tensor | None) 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="dim=24 is not a multiple of num_heads=5"):
         ViTBlock(DIM, 5)
+
+
+def test_keys_can_start_near_queries() -> None:
+    queries, keys, _ = SelfAttention(96, 2, key_similarity=0.7).qkv.weight.detach().chunk(3)
+    assert float(F.cosine_similarity(queries.flatten(), keys.flatten(), dim=0)) == pytest.approx(
+        0.7, abs=0.02
+    )
+    assert float(keys.std() / queries.std()) == pytest.approx(1, abs=0.02)

@@ -100,14 +100,16 @@ def test_the_loss_falls_and_everything_is_written(tmp_path: Path) -> None:
     assert not model.training
 
 
-def test_interrupting_and_resuming_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [(), ("encoder.*",)])
+def test_interrupting_and_resuming_changes_nothing(tmp_path: Path, muon: tuple[str, ...]) -> None:
     """6 steps straight end bit-identically to 3 steps, a stop, and 3 more."""
+    config = replace(CONFIG, muon=muon)
     stages = [(replace(stub.STAGE, name="one"), 16), (replace(stub.STAGE, name="two"), 32)]
-    straight, _ = run(tmp_path / "a", 0, stages=stages)
+    straight, _ = run(tmp_path / "a", 0, config, stages=stages)
     source = stub.Source()
     stop_after(source, 2 * 8 + 3)
-    _, first = run(tmp_path / "b", 0, stages=stages, source=source)
-    resumed, second = run(tmp_path / "b", 0, stages=stages)
+    _, first = run(tmp_path / "b", 0, config, stages=stages, source=source)
+    resumed, second = run(tmp_path / "b", 0, config, stages=stages)
     assert (first.steps, first.is_complete) == (3, False)
     assert (second.steps, second.is_complete) == (6, True)
     a, b = newest(tmp_path / "a"), newest(tmp_path / "b")

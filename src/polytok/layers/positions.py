@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -27,3 +29,43 @@ class FourierEmbedding(nn.Module):
         """Embed (..., c) into (..., c * (2n + 1)), in fp32."""
         phases = (x.float().unsqueeze(-1) * self.frequencies).flatten(-2)
         return torch.cat([x.float(), phases.sin(), phases.cos()], dim=-1)
+
+
+def grid_places(side: int) -> Tensor:
+    """Centres (side^2, 2) of the cells of a square grid, row by row: row, column in [0, 1]."""
+    centres = (torch.arange(side) + 0.5) / side
+    return torch.cartesian_prod(centres, centres)
+
+
+def nested_places(count: int) -> tuple[Tensor, Tensor]:
+    """Places (count, 2) from coarse to fine, and widths (count,) of the squares they stand for.
+
+    First the whole, then its quarters, then sixteenths, each level in a random order that is always
+    the same, so that every prefix covers the whole about evenly.
+    """
+    places, widths, side = list[Tensor](), list[Tensor](), 1
+    while sum(map(len, places)) < count:
+        order = torch.randperm(side**2, generator=torch.Generator().manual_seed(side))
+        places.append(grid_places(side)[order])
+        widths.append(torch.full((side**2,), 1 / side))
+        side *= 2
+    return torch.cat(places)[:count], torch.cat(widths)[:count]
+
+
+def sine_embedding(places: Tensor, dim: int, widths: Tensor | None = None) -> Tensor:
+    """Sines and cosines of places: (n, dim), of half a turn to eight turns along the unit square.
+
+    Args:
+        places: (n, 2) in [0, 1]. widths: (n,), over squares of which they are averaged.
+    """
+    octaves = torch.linspace(0, 4, max(1, dim // 4))
+    frequencies = math.pi * 2**octaves
+    phases = places[..., None] * frequencies  # n, 2, dim / 4
+    weight = torch.ones(()) if widths is None else _mean_of_wave(frequencies, widths)
+    waves = torch.cat([phases.sin() * weight, phases.cos() * weight], dim=-1).flatten(1)
+    return nn.functional.pad(waves, (0, dim - waves.shape[1]))
+
+
+def _mean_of_wave(frequencies: Tensor, widths: Tensor) -> Tensor:
+    """By what a wave shrinks when it is averaged over a width: (n, 1, frequencies)."""
+    return torch.sinc(frequencies * widths[:, None, None] / (2 * math.pi))

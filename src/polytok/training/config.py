@@ -23,6 +23,9 @@ class TrainConfig:
         batch_size: samples per optimiser step, over all processes together.
         lr: peak rate of AdamW; ``betas``, ``eps`` and ``weight_decay`` are its other settings.
             Biases, norms, embeddings and other vectors do not decay.
+        muon: globs of parameters; matrices among them move by Muon instead of AdamW, see
+            :mod:`polytok.training.muon`. Meant for those within blocks; it needs far fewer samples.
+        muon_scale: of its steps against those of AdamW.
         warmup_samples: linear rise of the rate; a cosine then falls to ``final_lr_factor`` x lr
             at the end of the run.
         clip: largest gradient norm.
@@ -44,6 +47,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-6
     weight_decay: float = 0.01
+    muon: tuple[str, ...] = ()
+    muon_scale: float = 1.0
     warmup_samples: int = 0
     final_lr_factor: float = 0.05
     clip: float = 1.0
@@ -66,7 +71,7 @@ class TrainConfig:
         for name in ("warmup_samples", "validate_every", "num_workers", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("lr", "eps", "clip"):
+        for name in ("lr", "eps", "clip", "muon_scale"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
         for name in ("ema_decay", "final_lr_factor"):

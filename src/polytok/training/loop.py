@@ -21,6 +21,7 @@ from polytok.training.config import TrainConfig, computes_in_bf16
 from polytok.training.ema import WeightAverage, own_parameters
 from polytok.training.interrupt import Interrupt
 from polytok.training.log import Means, RunLog
+from polytok.training.muon import Muon
 from polytok.training.samples import SampleSource, batches, start_batches
 from polytok.training.schedule import parameter_groups, rate_factor
 from polytok.training.stages import Plan, apply_stage, weigh
@@ -137,8 +138,11 @@ class _Run:
         self.model: Any = model.to(self.device)
         self.plan = Plan.of(stages, config.batch_size)
         self.parameters = own_parameters(model)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, self.parameters, self.plan.stages, config.weight_decay),
+        self.optimizer = Muon(
+            parameter_groups(
+                model, self.parameters, self.plan.stages, config.weight_decay, config.muon
+            ),
+            scale=config.muon_scale,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,

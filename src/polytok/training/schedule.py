@@ -56,22 +56,31 @@ def parameter_groups(
     parameters: Mapping[str, nn.Parameter],
     stages: Sequence[Stage],
     weight_decay: float,
+    muon: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Group parameters for one optimiser that serves all stages.
 
-    Each group has ``factors``, one per stage. Parameters that a stage does not train get no
+    Each group has ``factors``, one per stage, and ``orthogonal``: whether it holds the matrices
+    that the globs of ``muon`` name. Parameters that a stage does not train get no
     gradient there, so the optimiser leaves them and their moments alone.
     """
     for stage in stages:
         check_globs(parameters, stage.lr, f"lr glob of stage {stage.name!r}")
-    groups: dict[tuple[bool, tuple[float, ...]], list[nn.Parameter]] = {}
+    check_globs(parameters, muon, "train.muon glob")
+    groups: dict[tuple[bool, bool, tuple[float, ...]], list[nn.Parameter]] = {}
     decayed = decayed_names(model)
     for name, parameter in parameters.items():
-        key = (name in decayed, stage_factors(name, stages))
+        is_matrix = name in decayed and parameter.ndim == 2
+        key = (name in decayed, is_matrix and matches(name, muon), stage_factors(name, stages))
         groups.setdefault(key, []).append(parameter)
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0, "factors": factors}
-        for (decays, factors), params in groups.items()
+        {
+            "params": params,
+            "weight_decay": weight_decay if decays else 0.0,
+            "orthogonal": orthogonal,
+            "factors": factors,
+        }
+        for (decays, orthogonal, factors), params in groups.items()
     ]
 
 

@@ -145,7 +145,7 @@ def test_published_sizes_and_rates() -> None:
         assert math.ceil(math.log2(config.codebook_size) * 256 / 8) == 384
         assert config.tail_drop == TailDropConfig(distribution="uniform", min_keep=1)
     tiny = preset("one-d-piece-tiny")
-    assert (tiny.size, tiny.num_latents, tiny.layout, tiny.pixels) == (64, 128, "plain", "")
+    assert (tiny.size, tiny.num_latents, tiny.layout, tiny.pixels) == (64, 64, "plain", "")
     with pytest.raises(ConfigError, match=r"min_keep=17 is not within 1..16"):
         built(tail_drop=TailDropConfig(min_keep=17))
     with pytest.raises(UnknownNameError, match="one-d-piece-tin"):

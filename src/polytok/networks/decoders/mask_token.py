@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from polytok.core.errors import ConfigError
-from polytok.layers import ViTBlock
+from polytok.layers import ViTBlock, grid_places, nested_places, sine_embedding
 
 
 class MaskTokenDecoder(nn.Module):
@@ -29,8 +29,14 @@ class MaskTokenDecoder(nn.Module):
         self.position = nn.Parameter(scale * torch.randn(1 + grid**2, dim))
         self.latent_position = nn.Parameter(scale * torch.randn(num_latents, dim))
         self.norm_in = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(ViTBlock(dim, num_heads) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            ViTBlock(dim, num_heads, key_similarity=0.7) for _ in range(num_layers)
+        )
         self.norm_out = nn.LayerNorm(dim)
+        with torch.no_grad():
+            self.position[1:] = sine_embedding(grid_places(grid), dim)
+            places, widths = nested_places(num_latents)
+            self.latent_position.copy_(sine_embedding(places, dim, widths))
 
     def forward(self, tokens: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, D) to features (B, grid^2, D), row by row.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from polytok.layers import ViTBlock
+from polytok.layers import ViTBlock, grid_places, nested_places, sine_embedding
 
 
 class LatentQueryEncoder(nn.Module):
@@ -37,8 +39,24 @@ class LatentQueryEncoder(nn.Module):
         self.latents = nn.Parameter(scale * torch.randn(num_latents, dim))
         self.latent_position = nn.Parameter(scale * torch.randn(num_latents, dim))
         self.norm_in = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(ViTBlock(dim, num_heads) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            ViTBlock(dim, num_heads, key_similarity=0.7) for _ in range(num_layers)
+        )
         self.norm_out = nn.LayerNorm(dim)
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Tell every token its place, spread the latents over the image, centre the patches."""
+        dim, side = self.position.shape[1], math.isqrt(len(self.position) - 1)
+        self.position[1:] = sine_embedding(grid_places(side), dim)
+        places, widths = nested_places(len(self.latents))
+        self.latent_position.copy_(sine_embedding(places, dim, widths))
+        weight, bias = self.embed.weight, self.embed.bias
+        assert bias is not None
+        # Values in [0, 1] become values in [-1, 1] that are mixed with unit gain.
+        nn.init.normal_(weight, std=2 * weight[0].numel() ** -0.5)
+        bias.copy_(-weight.sum((1, 2, 3)) / 2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images (B, 3, size, size) to tokens (B, K, D)."""

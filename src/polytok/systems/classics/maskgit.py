@@ -152,7 +152,7 @@ PRESETS: dict[str, MaskGITConfig] = {
     "one-d-piece-tiny-gen": MaskGITConfig(
         tokenizer="one-d-piece-tiny",
         vocab=4096,
-        length=128,
+        length=64,
         num_classes=0,
         dim=192,
         depth=6,

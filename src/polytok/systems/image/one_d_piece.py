@@ -59,10 +59,11 @@ PRESETS = {
     ),
     "one-d-piece-tiny": TiTokConfig(
         size=64,
-        patch=8,
-        num_latents=128,
+        patch=16,
+        num_latents=64,
         encoder=TINY,
         decoder=TINY,
+        code_dim=8,
         restart_every=100,
         tail_drop=TailDropConfig(),
     ),
