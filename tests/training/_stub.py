@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from polytok.core.contracts import (
     Tokenizer,
 )
 from polytok.core.seeding import derive, torch_rng
+from polytok.training import Adversary
 
 
 class Counter(Bottleneck):
@@ -55,11 +57,13 @@ class Stub(Tokenizer):
         out = self.bottleneck(self.norm(self.encoder(batch["points"])))
         noise = [torch_rng(int(seed)).initial_seed() % 1000 / 1e4 for seed in batch["seed"]]
         latents = out.latents + self.is_noisy * torch.tensor(noise)[:, None, None]
-        error = (self.decoder(latents.tanh()) + batch["points"]).square().mean()
+        made = self.decoder(latents.tanh())
+        error = (made + batch["points"]).square().mean()
         if ctx.step in self.bad_steps:
             error = error * float("nan")
         losses = {"rec": error, "size": out.latents.abs().mean(), "idle": error.detach()}
-        return StepOutput(losses=losses, metrics={"rms": error.sqrt()}, bottleneck=out)
+        metrics, output = {"rms": error.sqrt()}, {"points": made}
+        return StepOutput(losses=losses, metrics=metrics, output=output, bottleneck=out)
 
 
 class Source:
@@ -77,4 +81,12 @@ class Source:
         return {"points": points, "seed": torch.tensor(derive(7, n))}
 
 
+def adversary(width: int = 8, **settings: Any) -> Adversary:
+    """A critic of single points."""
+    torch.manual_seed(1)
+    critic = nn.Sequential(nn.Linear(3, width), nn.LeakyReLU(0.1), nn.Linear(width, 1))
+    return Adversary(critic, key="points", regularisation=0.01, **settings)
+
+
 STAGE = Stage(name="all", weights={"rec": 1.0, "size": 0.01, "idle": 0.0})
+JUDGED = Stage(name="judged", weights={**STAGE.weights, "adversarial": 0.1})

@@ -1,4 +1,4 @@
-"""Train for two stages: python _worker.py FOLDER STEPS_OF_EACH (stub | PRESET) [SAVE_EVERY]."""
+"""Train two stages: python _worker.py FOLDER STEPS (stub | critic | PRESET) [SAVE_EVERY]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polytok.core.contracts import Stage, Tokenizer
 from polytok.core.seeding import derive, torch_rng
 from polytok.systems.shape.vat import VAT, preset
 from polytok.training import SampleSource, TrainConfig, fit
-from training._stub import STAGE, Source, Stub
+from training._stub import JUDGED, STAGE, Source, Stub, adversary
 
 WEIGHTS = {"rec": 1.0, "kl": 1e-4, "vq": 1.0}
 
@@ -48,6 +48,8 @@ class Balls:
 
 def make(name: str) -> tuple[Tokenizer, Sequence[Stage], SampleSource]:
     """A model with two stages and its samples."""
+    if name == "critic":
+        return Stub(), (STAGE, JUDGED), Source()
     if name == "stub":
         options = {"is_noisy": False}
         late = replace(STAGE, name="late", train=("decoder.*", "norm.*"), options=options)
@@ -65,7 +67,7 @@ if __name__ == "__main__":
     folder, steps, name, *save_every = sys.argv[1:]
     config = TrainConfig(
         batch_size=8,
-        lr=1e-2 if name == "stub" else 1e-3,
+        lr=1e-2 if name in ("stub", "critic") else 1e-3,
         log_every=8,
         save_every=int(save_every[0]) if save_every else 10**9,
         num_workers=1,
@@ -73,4 +75,6 @@ if __name__ == "__main__":
         device="cpu",
     )
     model, stages, source = make(name)
-    fit(model, [(stage, 8 * int(steps)) for stage in stages], source, config, folder)
+    judge = adversary() if name == "critic" else None
+    plan = [(stage, 8 * int(steps)) for stage in stages]
+    fit(model, plan, source, config, folder, adversary=judge)

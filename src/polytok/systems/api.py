@@ -321,6 +321,7 @@ def train(
         ready.train,
         run_dir,
         validate=training.validate,
+        adversary=getattr(training, "adversary", None),
     )
 
 

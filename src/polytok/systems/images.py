@@ -14,13 +14,13 @@ from torch import Tensor
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
 from polytok.core.config import from_dict
-from polytok.core.contracts import Batch, BottleneckOutput, Tokenizer
+from polytok.core.contracts import Batch, BottleneckOutput, Stage, Tokenizer
 from polytok.core.errors import ConfigError, SignalError
 from polytok.core.seeding import torch_rng
 from polytok.data.images import LabelledImages, read_labelled
 from polytok.data.pictures import INDEX, PictureSamples, Split, read_pictures
 from polytok.metrics import psnr
-from polytok.training import Recipe, SampleSource
+from polytok.training import ADVERSARIAL, Adversary, Recipe, SampleSource
 
 VAL_BATCH = 32
 
@@ -69,6 +69,7 @@ class ImageTraining:
     model: Any
     source: SampleSource
     validate: Callable[[Any], Mapping[str, float]] | None
+    adversary: Adversary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,11 @@ def ready(
         pictures = read_split(recipe.data.val, "val", size)
         validate = ImageValidation(pictures, recipe.data.num_val, prefixes)
     return ImageTraining(model, source, validate)
+
+
+def weighs_critic(plan: Sequence[tuple[Stage, int]]) -> bool:
+    """Whether a stage of a plan listens to a critic."""
+    return any(stage.weights.get(ADVERSARIAL) for stage, samples in plan if samples)
 
 
 def read_split(path: str, split: Split, size: int) -> LabelledImages:

@@ -17,6 +17,7 @@ from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError, PolytokError
 from polytok.core.seeding import derive, torch_rng
 from polytok.training import checkpoint
+from polytok.training.adversary import ADVERSARIAL, Adversary
 from polytok.training.config import TrainConfig, computes_in_bf16
 from polytok.training.ema import WeightAverage, own_parameters
 from polytok.training.interrupt import Interrupt
@@ -56,6 +57,7 @@ def fit(
     run_dir: str | PathLike[str],
     *,
     validate: Validate | None = None,
+    adversary: Adversary | None = None,
 ) -> FitResult:
     """Train a model, or continue the run whose checkpoints ``run_dir`` holds.
 
@@ -71,6 +73,7 @@ def fit(
         source: numbered samples; their ``seed`` stays on the CPU.
         validate: called with the averaged weights in eval mode, by the first process alone;
             returns scores by name.
+        adversary: learns in the stages that weigh its loss ``adversarial``.
 
     Raises:
         ConfigError: a stage or the configuration does not fit the model or the saved run, or the
@@ -93,21 +96,25 @@ def fit(
             f"batch_size={config.batch_size} is not a multiple of the "
             f"{accelerator.num_processes} processes"
         )
-    run = _Run(accelerator, model, stages, source, config, Path(run_dir), validate)
+    run = _Run(accelerator, model, stages, source, config, Path(run_dir), validate, adversary)
     return run.run()
 
 
 class _Objective(nn.Module):
     """What is differentiated: the weighted loss. The rest of a step's output stays in ``out``."""
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, float], adversary: Adversary | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.weights = model, weights
+        self.model, self.weights, self.adversary = model, weights, adversary
         self.out: StepOutput | None = None
 
     def forward(self, batch: Batch, ctx: StepContext) -> Tensor:
-        self.out = self.model(batch, ctx)
-        return weigh(self.out.losses, self.weights)
+        self.out = out = self.model(batch, ctx)
+        if self.adversary is not None:
+            out.losses = {**out.losses, ADVERSARIAL: self.adversary.judge(out.output, out.losses)}
+        return weigh(out.losses, self.weights)
 
 
 class _Run:
@@ -122,9 +129,10 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         validate: Validate | None,
+        adversary: Adversary | None,
     ) -> None:
         self.accelerator, self.config, self.source = accelerator, config, source
-        self.folder, self.validate = folder, validate
+        self.folder, self.validate, self.adversary = folder, validate, adversary
         self.device = accelerator.device
         has_bf16 = computes_in_bf16(self.device.type)
         self.precision = config.precision
@@ -151,6 +159,11 @@ class _Run:
         self.average = (
             WeightAverage(self.parameters, config.ema_decay) if config.ema_decay else None
         )
+        if adversary is not None:
+            adversary.start(self.device, config.betas, config.eps)
+        for stage in self.plan.stages:
+            if stage.weights.get(ADVERSARIAL) and adversary is None:
+                raise ConfigError(f"stage {stage.name!r} weighs the word of a critic; none is here")
         self.means = Means()
         self.step, self.skipped, self.bad_steps, self.entered = 0, 0, 0, -1
         self.objective = _Objective(self.model, {})
@@ -255,7 +268,8 @@ class _Run:
         # The hooks of the last stage's wrapper must be gone before the next one sets its own.
         self.wrapped = None
         self.accelerator.free_memory()
-        self.objective = _Objective(self.model, stage.weights)
+        judge = self.adversary if stage.weights.get(ADVERSARIAL) else None
+        self.objective = _Objective(self.model, stage.weights, judge)
         self.wrapped = self.accelerator.prepare_model(self.objective)
 
     def _start_stage(self, stage: Stage) -> None:
@@ -293,11 +307,11 @@ class _Run:
         if is_bad:
             self._skip(log)
         else:
-            self._update(loss, norm, rate)
+            self._update(batch, loss, norm, rate)
         self.step += 1
         return stop
 
-    def _update(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+    def _update(self, batch: Batch, loss: Tensor, norm: Tensor, rate: float) -> None:
         self.bad_steps = 0
         self.optimizer.step()
         out = self.objective.out
@@ -306,6 +320,16 @@ class _Run:
             self.model.bottleneck.update(out.bottleneck)
         if self.average is not None:
             self.average.update()
+        if (judge := self.objective.adversary) is not None:
+            said = judge.learn(
+                batch[judge.key],
+                out.output[judge.key],
+                rate=rate,
+                clip=self.config.clip,
+                accelerator=self.accelerator,
+                autocast=self._autocast(),
+            )
+            self.means.add("metrics", said)
         self.means.add("", {"loss": loss, "grad_norm": norm, "lr": loss.new_full((), rate)})
         self.means.add("losses", out.losses)
         self.means.add("metrics", out.metrics)
@@ -387,6 +411,8 @@ class _Run:
                 "config": to_dict(self.config),
             }
             tensors = checkpoint.pack_state(self.model, self.optimizer, self.average)
+            if self.adversary is not None:
+                tensors |= self.adversary.pack()
             with self.average.swapped() if self.average else nullcontext():
                 checkpoint.save_weights(self.folder / "model.safetensors", self.model)
             checkpoint.save_state(self.folder / "checkpoints", self.step, tensors, notes)
@@ -412,4 +438,6 @@ class _Run:
                 f"{self.plan.num_steps} asked for"
             )
         checkpoint.unpack_state(tensors, notes, self.model, self.optimizer, self.average)
+        if self.adversary is not None:
+            self.adversary.unpack(tensors)
         self.step, self.skipped, self.entered = notes["step"], notes["skipped"], notes["stage"]

@@ -104,6 +104,32 @@ def test_a_small_vqgan_learns_to_show_tones(teacher: Path, pictures: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        ("titok/tiny", ("direct", "direct-adversarial")),
+        ("vqgan/tiny", ("reconstruct", "adversarial")),
+    ],
+)
+def test_a_critic_joins_late(
+    recipe: str, names: tuple[str, str], pictures: Path, tmp_path: Path
+) -> None:
+    """It learns beside the decoder, and what ships holds nothing of it."""
+    stages = [stage(name, 32) for name in names]
+    codec = train(
+        recipe,
+        tmp_path,
+        pictures,
+        stages=stages,
+        **{"sampling.critic_width": 32, "train.log_every": 16},
+    )
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    heard = {row["stage"]: "critic" in row["metrics"] for row in rows if "metrics" in row}
+    assert heard == {names[0]: False, names[1]: True}
+    assert all("adversarial" in row["losses"] for row in rows if row.get("stage") == names[1])
+    assert not any("critic" in name for name in codec.model.state_dict())
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
         ({"sampling.shfit": 1}, UnknownNameError, "did you mean 'shift'"),

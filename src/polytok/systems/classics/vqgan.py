@@ -7,7 +7,7 @@ can learn from first, and the decoder that makes pixels of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from polytok.core import hub
 from polytok.core.config import from_dict, override
 from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, UnknownNameError
+from polytok.networks.critics import PatchCritic, PatchCriticConfig
 from polytok.systems.classics._shared import GridTokenizer
 from polytok.systems.image.codec import ImageCodec
-from polytok.systems.images import ImageTraining, ready
-from polytok.training import Recipe
+from polytok.systems.images import ImageTraining, ready, weighs_critic
+from polytok.training import ADVERSARIAL, Adversary, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,18 @@ PRESETS = {
 }
 
 # "warm" does not quantize yet: a fresh encoder would leave all but a few codes unused for good.
+# "adversarial" adds a critic whose gradient in the last layer is 0.8 times that of reconstruction.
+_QUANTIZED = {"mse": 1.0, "vq/commit": 0.25, "vq/codebook": 1.0}
 STAGES = (
     Stage(name="warm", weights={"mse": 1.0}, options={"is_quantized": False}),
     Stage(
         name="reconstruct",
-        weights={"mse": 1.0, "vq/commit": 0.25, "vq/codebook": 1.0},
+        weights=_QUANTIZED,
+        options={"is_quantized": True},
+    ),
+    Stage(
+        name="adversarial",
+        weights={**_QUANTIZED, ADVERSARIAL: 0.8},
         options={"is_quantized": True},
     ),
 )
@@ -134,16 +142,31 @@ class VQGAN(GridTokenizer):
         )
         super().__init__(config, encoder, quantizer, build_decoder(config))
 
+    @property
+    def last_weight(self) -> Tensor:
+        """Where the gradients of a critic and of reconstruction are compared."""
+        *_, weight, _ = self.decoder.parameters()
+        return weight
+
 
 def prepare_training(recipe: Recipe) -> ImageTraining:
     """Build the model and read the pictures of a recipe, see :func:`polytok.systems.images.ready`.
+
+    ``sampling`` also takes ``critic_width``: of the critic of the adversarial stage.
 
     Raises:
         ConfigError: a sampling key is unknown, or the pictures have another size.
     """
     config = override(preset(recipe.preset), **recipe.config)
     torch.manual_seed(recipe.train.seed)
-    return ready(VQGAN(config), recipe, size=config.size)
+    sampling = dict(recipe.sampling)
+    width = int(sampling.pop("critic_width", PatchCriticConfig.width))
+    model = VQGAN(config)
+    training = ready(model, replace(recipe, sampling=sampling), size=config.size)
+    if weighs_critic(recipe.plan(STAGES)):
+        critic = PatchCritic(PatchCriticConfig(width=width))
+        training.adversary = Adversary(critic, last_weight=lambda: model.last_weight)
+    return training
 
 
 def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ImageCodec:

@@ -12,19 +12,23 @@ from polytok.core.config import override
 from polytok.core.contracts import Stage
 from polytok.core.errors import ConfigError, WeightsError
 from polytok.layers import Frozen
+from polytok.networks.critics import BlurPatchCritic, BlurPatchCriticConfig
 from polytok.systems.image.titok.config import TiTokConfig, preset
 from polytok.systems.image.titok.model import PixelTokenizer, TiTok, build_pixel_tokenizer
-from polytok.systems.images import ImageTraining, ready
-from polytok.training import Recipe
+from polytok.systems.images import ImageTraining, ready, weighs_critic
+from polytok.training import ADVERSARIAL, Adversary, Recipe
 
 # The published sum of the KL has weight 1e-6; ours is a mean over 32 tokens of 16 channels.
 KL_WEIGHT = 5e-4
+LECAM = 1e-3  # weight in the critic's loss
 BOTTLENECK = {"vq/commit": 0.25, "vq/codebook": 1.0, "kl": KL_WEIGHT}
 
 # "warm" and "direct" ask for pixels, "proxy-warm" and "proxy" for the codes of a teacher, after
-# which "pixels" tunes the decoder and what makes pixels of the codes. The warm ones do not quantize
+# which "pixels" tunes the decoder and what makes pixels of the codes. "direct-adversarial" and
+# "adversarial" go on from "direct" and "pixels" with a critic. The warm ones do not quantize
 # yet: in a short run a fresh encoder would leave all but a few codes unused for good.
 _PROXY = ("encoder.*", "to_code.*", "bottleneck.*", "from_code.*", "decoder.*", "head.*")
+_DECODER = {"objective": "pixels", "is_quantized": True, "is_encoder_frozen": True}
 STAGES = (
     Stage(
         name="warm",
@@ -52,7 +56,19 @@ STAGES = (
         name="pixels",
         train=("from_code.*", "decoder.*", "head.*", "pixels.*"),
         weights={"mse": 1.0, "perceptual": 0.1},
-        options={"objective": "pixels", "is_quantized": True, "is_encoder_frozen": True},
+        options=_DECODER,
+    ),
+    Stage(
+        name="direct-adversarial",
+        train=("from_code.*", "decoder.*", "head.*"),
+        weights={"mse": 1.0, "perceptual": 0.1, ADVERSARIAL: 0.01},
+        options=_DECODER,
+    ),
+    Stage(
+        name="adversarial",
+        train=("from_code.*", "decoder.*", "head.*", "pixels.*"),
+        weights={"mse": 1.0, "perceptual": 0.1, ADVERSARIAL: 0.01},
+        options=_DECODER,
     ),
 )
 
@@ -68,7 +84,7 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     ``sampling`` takes the fields of :class:`polytok.systems.images.ImageSampling`, and ``teacher``:
     weights tag or folder of the tokenizer that ``pixels`` of the configuration names. Stages that
     ask for its codes need it, and a model that starts from nothing takes over its codes and its
-    decoder.
+    decoder. ``critic_width``: of the critic of adversarial stages.
 
     Raises:
         UnknownNameError: a key is unknown.
@@ -88,9 +104,14 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     if teacher is not None and model.pixels is not None:
         model.pixels.start(teacher)
         model.teacher = Frozen(teacher)
-    return ready(
+    width = int(sampling.pop("critic_width", BlurPatchCriticConfig.width))
+    training = ready(
         model, replace(recipe, sampling=sampling), size=config.size, prefixes=prefixes_of(config)
     )
+    if weighs_critic(recipe.plan(STAGES)):
+        critic = BlurPatchCritic(BlurPatchCriticConfig(width=width))
+        training.adversary = Adversary(critic, regularisation=LECAM)
+    return training
 
 
 def prefixes_of(config: TiTokConfig) -> list[int]:
