@@ -58,7 +58,7 @@ DIRECTIONS = ("vq-cosine", "ema-cosine", "cvq-cosine", "ibq")
 def mixture(name: str, count: int, rng: torch.Generator) -> Tensor:
     """(1, count, 2) of Gaussians 1 apart: on a grid, or on a ring for those that see directions.
 
-    An inner product or a cosine tells points behind each other on a grid from each other never.
+    An inner product or a cosine cannot tell points that lie behind each other on a grid.
     """
     ids = torch.randint(SIZE, (count,), generator=rng)
     if name in DIRECTIONS:
@@ -124,5 +124,3 @@ def test_codes_far_from_the_data_stay_unused_without_restarts(name: str) -> None
 @pytest.mark.parametrize("name", KINDS)
 def test_usage_holds_over_long_training_and_seeds(name: str, seed: int) -> None:
     assert min(used_share(name, is_well_started=True, steps=800, seed=seed)) > 0.95
-    if name in TRAPPED:
-        assert max(used_share(name, is_well_started=False, steps=800, seed=seed)) < 0.6

@@ -126,8 +126,9 @@ def code_stats(ids: Tensor, size: int) -> dict[str, Tensor]:
         counts.index_add_(0, flat, torch.ones((), device=flat.device).expand(len(flat)))
     else:
         counts = flat.unique(return_counts=True)[1].float()
-    entropy = math.log(len(flat)) - torch.special.xlogy(counts, counts).sum() / len(flat)
-    return {"usage": counts.count_nonzero() / size, "perplexity": entropy.exp()}
+    # Several times as fast as count_nonzero and xlogy, which count where codes are many.
+    entropy = math.log(len(flat)) - counts.dot(counts.clamp(min=1).log_()) / len(flat)
+    return {"usage": counts.clamp(max=1).sum() / size, "perplexity": entropy.exp()}
 
 
 def quantize(z: Tensor, codes: Tensor, estimator: Estimator) -> BottleneckOutput:

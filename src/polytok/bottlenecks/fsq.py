@@ -128,7 +128,9 @@ class _Round(torch.autograd.Function):
         ids.clamp_(0, most)
         ctx.save_for_backward(bent, gain / unit)
         ctx.mark_non_differentiable(ids)
-        return rounded.sub_(centre).div_(unit), ids
+        if form == "symmetric":  # else the centre is zero, and a pass can be saved
+            rounded.sub_(centre)
+        return rounded.div_(unit), ids
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
