@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +14,20 @@ from torch import Tensor
 
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
-from polytok.core.config import from_dict
+from polytok.core.config import from_dict, to_dict
 from polytok.core.contracts import Batch, BottleneckOutput, Stage, Tokenizer
 from polytok.core.errors import ConfigError, SignalError
+from polytok.core.files import write_text
 from polytok.core.seeding import torch_rng
 from polytok.data.images import LabelledImages, read_labelled
 from polytok.data.pictures import INDEX, PictureSamples, Split, read_pictures
+from polytok.losses import PerceptualLoss
 from polytok.metrics import psnr
+from polytok.networks.pretrained import SmallMaps, SmallMapsConfig
 from polytok.training import ADVERSARIAL, Adversary, Recipe, SampleSource
 
 VAL_BATCH = 32
+TEACHER_BATCH, TEACHER_LR = 64, 3e-3
 
 
 def images_of(batch: Batch, size: int) -> Tensor:
@@ -64,12 +69,23 @@ def start_codebook(quantizer: VectorQuantizer, vectors: Iterable[Tensor]) -> Non
 
 @dataclass
 class ImageTraining:
-    """A run that is ready to start: what :func:`polytok.training.fit` takes."""
+    """A run that is ready to start: what :func:`polytok.training.fit` takes.
+
+    Args:
+        teacher: what there is to say of a network that was trained for a loss of this run.
+    """
 
     model: Any
     source: SampleSource
     validate: Callable[[Any], Mapping[str, float]] | None
     adversary: Adversary | None = None
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+
+    def write_files(self, folder: Path) -> None:
+        """Declare in ``perceptual.json`` the network of the perceptual loss, if there is one."""
+        if self.teacher:
+            text = json.dumps(dict(self.teacher), indent=2)
+            write_text(folder / "perceptual.json", text + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +94,13 @@ class ImageSampling:
 
     Args:
         shift: pixels a picture may move each way, see :class:`PictureSamples`.
+        perceptual: ``small`` adds the loss ``perceptual``, by the maps of :func:`small_teacher`.
+        perceptual_samples: that it learns from.
     """
 
     shift: int = 3
+    perceptual: Literal["", "small"] = ""
+    perceptual_samples: int = 20_000
 
 
 def ready(
@@ -109,7 +129,55 @@ def ready(
     if recipe.data.val:
         pictures = read_split(recipe.data.val, "val", size)
         validate = ImageValidation(pictures, recipe.data.num_val, prefixes)
-    return ImageTraining(model, source, validate)
+    training = ImageTraining(model, source, validate)
+    if sampling.perceptual:
+        net, training.teacher = small_teacher(
+            train, sampling.perceptual_samples, seed=recipe.train.seed
+        )
+        criteria: Any = model.criteria
+        criteria["perceptual"] = PerceptualLoss(net)
+    return training
+
+
+def small_teacher(
+    images: LabelledImages, samples: int, *, seed: int
+) -> tuple[SmallMaps, dict[str, Any]]:
+    """A small classifier of the training pictures, made on the spot, and what to declare of it.
+
+    It stands in where no pretrained network is at hand: its distances mean something on pictures
+    like these alone.
+
+    Raises:
+        ConfigError: the pictures have one class, or ``samples`` is not positive.
+    """
+    if len(images.classes) < 2 or samples < 1:
+        raise ConfigError(
+            f"perceptual='small' learns from {samples} samples of {len(images.classes)} classes; "
+            "two classes are needed"
+        )
+    rng = torch_rng(seed, "teacher")
+    net = SmallMaps(SmallMapsConfig(num_classes=len(images.classes)))
+    steps = -(-samples // TEACHER_BATCH)
+    optimizer = torch.optim.AdamW(net.parameters(), TEACHER_LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    correct = 0
+    for _ in range(steps):
+        picks = torch.randint(len(images), (TEACHER_BATCH,), generator=rng)
+        scores, labels = net(images.images(picks)), images.labels[picks]
+        optimizer.zero_grad()
+        F.cross_entropy(scores, labels).backward()
+        optimizer.step()
+        schedule.step()
+        correct = int((scores.argmax(-1) == labels).sum())
+    found = {
+        "network": "SmallMaps",
+        **to_dict(net.config),
+        "classes": list(images.classes),
+        "samples": steps * TEACHER_BATCH,
+        "seed": seed,
+        "accuracy_of_last_batch": correct / TEACHER_BATCH,
+    }
+    return net, found
 
 
 def weighs_critic(plan: Sequence[tuple[Stage, int]]) -> bool:

@@ -93,7 +93,7 @@ def test_recipes_read_and_name_stages_and_presets(path: Path) -> None:
     module = registry.system_of(recipe.preset).load()
     assert recipe.plan(module.STAGES)
     assert module.preset(recipe.preset)
-    assert recipe.sampling.keys() <= {"shift", "teacher"}
+    assert recipe.sampling.keys() <= {"shift", "teacher", "perceptual"}
 
 
 def test_a_small_vqgan_learns_to_show_tones(teacher: Path, pictures: Path) -> None:
@@ -101,6 +101,20 @@ def test_a_small_vqgan_learns_to_show_tones(teacher: Path, pictures: Path) -> No
     assert scores(teacher)["psnr"] > 17  # grey alone has 11
     again = ImageValidation(read_labelled(pictures, 32), 8)(codec.model)
     assert again["psnr"] == pytest.approx(scores(teacher)["psnr"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("recipe", "name"), [("titok/tiny", "direct"), ("vqgan/tiny", "warm")])
+def test_a_perceptual_network_is_made_on_the_spot_and_declared(
+    recipe: str, name: str, pictures: Path, tmp_path: Path
+) -> None:
+    changes = {"sampling.perceptual": "small", "sampling.perceptual_samples": 640}
+    codec = train(recipe, tmp_path, pictures, stages=[stage(name, 32)], **changes)
+    told = json.loads((tmp_path / "perceptual.json").read_text())
+    assert (told["network"], told["classes"]) == ("SmallMaps", ["columns", "rows"])
+    assert told["samples"] == 640 and told["accuracy_of_last_batch"] > 0.9
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["losses"]["perceptual"] < 4 for row in rows if "losses" in row)
+    assert not any("criteria" in name for name in codec.model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -134,6 +148,11 @@ def test_a_critic_joins_late(
     [
         ({"sampling.shfit": 1}, UnknownNameError, "did you mean 'shift'"),
         ({"sampling.shift": -1}, ConfigError, "shift=-1 is negative"),
+        (
+            {"sampling.perceptual": "small", "sampling.perceptual_samples": 0},
+            ConfigError,
+            "learns from 0 samples",
+        ),
         ({"config.size": 64}, SignalError, "is 32x32, not 64x64"),
         ({"stages": [stage("proxy")]}, ConfigError, "stage 'proxy' needs a teacher"),
         ({"sampling.teacher": "x"}, ConfigError, "'x' has no use: config.pixels names no"),

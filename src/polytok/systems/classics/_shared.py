@@ -33,6 +33,8 @@ class GridTokenizer(Tokenizer):
 
     Attributes:
         is_quantized: whether steps quantize; else the codebook rests, and has no losses.
+        criteria: frozen modules that map (decoded, image) to a scalar; their names are those of
+            the losses.
     """
 
     bottleneck: VectorQuantizer
@@ -43,6 +45,7 @@ class GridTokenizer(Tokenizer):
         super().__init__()
         self.config = config
         self.is_quantized = True
+        self.criteria = nn.ModuleDict()
         self.encoder, self.bottleneck, self.decoder = encoder, quantizer, decoder
         rows, columns = config.grid
         self.spec = TokenizerSpec(
@@ -84,14 +87,16 @@ class GridTokenizer(Tokenizer):
         return self.decoder(latents)
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
-        """Losses ``mse`` (mean square over values) and those of the codebook."""
+        """Losses ``mse`` (mean square over values), of ``criteria``, and those of the codebook."""
         image = images_of(batch, self.config.size)
         latents = self._latents(image)
         is_quantized = self.is_quantized
         out = self.bottleneck(latents) if is_quantized else unquantized(self.bottleneck, latents)
         decoded = self._picture(out.latents).float()
+        losses = {"mse": F.mse_loss(decoded, image.float()), **out.losses}
+        losses |= {name: criterion(decoded, image) for name, criterion in self.criteria.items()}
         return StepOutput(
-            losses={"mse": F.mse_loss(decoded, image.float()), **out.losses},
+            losses=losses,
             metrics={"psnr": psnr(decoded.detach(), image).mean(), **scalars(out.stats)},
             output={"image": decoded},
             bottleneck=out if is_quantized else None,

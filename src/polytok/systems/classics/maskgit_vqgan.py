@@ -80,7 +80,7 @@ PRESETS = {
 STAGES = (
     Stage(
         name="reconstruct",
-        weights={"mse": 1.0, "vq/commit": 1.0, "vq/codebook": 0.25},
+        weights={"mse": 1.0, "perceptual": 0.1, "vq/commit": 1.0, "vq/codebook": 0.25},
     ),
 )
 

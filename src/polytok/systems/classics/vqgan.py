@@ -68,9 +68,9 @@ PRESETS = {
 
 # "warm" does not quantize yet: a fresh encoder would leave all but a few codes unused for good.
 # "adversarial" adds a critic whose gradient in the last layer is 0.8 times that of reconstruction.
-_QUANTIZED = {"mse": 1.0, "vq/commit": 0.25, "vq/codebook": 1.0}
+_QUANTIZED = {"mse": 1.0, "perceptual": 0.1, "vq/commit": 0.25, "vq/codebook": 1.0}
 STAGES = (
-    Stage(name="warm", weights={"mse": 1.0}, options={"is_quantized": False}),
+    Stage(name="warm", weights={"mse": 1.0, "perceptual": 0.1}, options={"is_quantized": False}),
     Stage(
         name="reconstruct",
         weights=_QUANTIZED,
