@@ -22,7 +22,9 @@ from typing import Any
 
 import _tables_attention_vat
 import _tables_collapse
+import _tables_images
 import _tables_mixture
+import _tables_quantizers
 import _tables_reduction
 from _report import load, markdown
 from _results import RESULTS, ROOT, Row
@@ -303,7 +305,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ablations-10k": partial(ablations_table, samples="10k"),
     **_tables_attention_vat.TABLES,
     **_tables_collapse.TABLES,
+    **_tables_images.TABLES,
     **_tables_mixture.TABLES,
+    **_tables_quantizers.TABLES,
     **_tables_reduction.TABLES,
     "vlm-ttft": ttft_table,
     "vlm-glyphs": glyphs_table,

@@ -199,6 +199,27 @@ def test_a_file_wins_over_none_and_sources_count_once(bench: ModuleType) -> None
     one = tried([10.0, 20.0, 12.0], [True, True, False])
     other = tried([11.0, 19.0, 9.0], [True, True, True])
     assert bench._best([one, other]).scores["psnr"].tolist() == [11, 20, 9]
-    gain = bench.over(one, other, ["a", "a", "b"])
+    gain = bench.over(one, [other], ["a", "a", "b"])
     assert gain["psnr"][0] == pytest.approx((0 + 3) / 2)
     assert gain["perceptual"][0] == pytest.approx(-(0 + 3) / 2)
+    # The strongest of several is what counts, score by score: here the one of higher mean.
+    assert bench.over(other, [other, one], ["a", "a", "b"])["psnr"][0] == pytest.approx(-1.5)
+
+
+def test_tables_name_what_was_measured(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, bench: ModuleType
+) -> None:
+    tables = importlib.import_module("_tables_images").TABLES
+    for make in tables.values():
+        assert "not measured yet" in make(tmp_path)
+    run("judge,tiles", "--model", tmp_path / "colours")
+    run("prefixes", "--model", tmp_path / "colours")
+    text = tables["image-rate"](tmp_path / "out")
+    assert text.splitlines()[0] == "| PSNR, dB | 32 B | 64 B | 128 B |"
+    assert "| drawn: **colours** |" in text
+    assert "| drawn: WebP | – | – |" in text
+    assert text.count("drawn: mean colour") == 1
+    gains = tables["image-gain"](tmp_path / "out").splitlines()[2:]
+    assert len(gains) == 2 * len(BUDGETS) and all(row.count("[") == 3 for row in gains)
+    assert "| drawn: colours | yes | 8 16 32 64 |" in tables["image-prefixes"](tmp_path / "out")
+    assert "parameters" in tables["image-judge"](tmp_path / "out")
