@@ -214,6 +214,7 @@ class ImageValidation:
         picks = torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().long()
         self.images, self.prefixes = pictures.images(picks), tuple(prefixes)
 
+    @torch.no_grad()
     def __call__(self, model: Tokenizer) -> dict[str, float]:
         device = next(model.parameters()).device
         scores: dict[str, list[Tensor]] = {}
