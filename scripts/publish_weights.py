@@ -1,6 +1,6 @@
 """Turn a finished run into weights that ship: in bf16, with a card; a tokenizer is calibrated.
 
-    python scripts/publish_weights.py RUN TAG --train PREPARED_FOLDER
+    python scripts/publish_weights.py RUN TAG --train PREPARED_FOLDER_OR_FOLDER_OF_PICTURES
 
 Prints the row that belongs into the registry.
 """
@@ -18,12 +18,16 @@ import torch
 from torch import nn
 
 import polytok
-from polytok.core import hub
+from polytok.core import hub, registry
 from polytok.core.config import from_dict
+from polytok.core.errors import PolytokError
 from polytok.core.files import write_text
+from polytok.data.pictures import INDEX, read_pictures
 from polytok.data.prepared import PreparedFolder
 from polytok.data.shapes import ShapeSampling, ShapeSource
 from polytok.systems import api
+from polytok.systems.classics.maskgit import MaskGIT, MaskGITConfig
+from polytok.systems.image.titok import TiTok, TiTokConfig
 from polytok.systems.shape.vat import VAT, VATConfig
 from polytok.systems.shape.vat.generator import VATGenerator, VATGeneratorConfig
 from polytok.systems.shape.vat.training import calibrate_level
@@ -33,14 +37,22 @@ CARD = """# {tag}
 Weights of `{preset}`: {parameters:,} parameters, {size:,} bytes in bf16,
 fingerprint `{fingerprint}`.
 
-- **Trained** for {samples:,} samples of {shapes:,} shapes; the recipe as run is `recipe.json`
+- **Trained** for {samples:,} samples of {data}; the recipe as run is `recipe.json`
   (seed {seed}). Device: {device}. {notes}
 - {about}
 - **Validation** as it went ({curve}): `curve.json`.
-- **Data**: {licences}. CC-BY-3.0 shapes come from the Gazebo model collection of the Open Source
-  Robotics Foundation and its contributors.
+- **Data**: {licences}
 - **Licence** of the weights: Apache-2.0.
 """
+GAZEBO = (
+    "CC-BY-3.0 shapes come from the Gazebo model collection of the Open Source\n"
+    "  Robotics Foundation and its contributors."
+)
+FREE = {
+    "emoji": "Emoji: Twemoji, graphics by Twitter, Inc. and other contributors, CC-BY 4.0.",
+    "icons": "Icons: Material Design Icons by Pictogrammers, Apache-2.0, without brands.",
+    "shapes": "Renders of CC0 shapes.",
+}
 
 
 @dataclass
@@ -51,6 +63,49 @@ class Ready:
     config: Any
     about: str
     curve: str
+
+
+@dataclass
+class Data:
+    """What a model learnt from, in words: how much, and under which licences."""
+
+    amount: str
+    licences: str
+
+
+def shapes_of(folder: Path) -> Data:
+    """Prepared shapes."""
+    store = PreparedFolder(folder)
+    found = Counter(str(r["license"]) for r in store.records)
+    licences = ", ".join(f"{n} {c}" for n, c in found.most_common())
+    return Data(f"{len(store):,} shapes", f"{licences}. {GAZEBO}")
+
+
+def pictures_of(folder: Path) -> Data:
+    """Pictures made of emoji, icons and shapes.
+
+    Raises:
+        PolytokError: some are of another kind, whose licence does not allow to ship.
+    """
+    kinds = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
+    if not kinds or not FREE.keys() >= set(kinds):
+        raise PolytokError(f"{folder} has pictures of {kinds}; what ships learns from {list(FREE)}")
+    count = len(read_pictures(folder, "train"))
+    return Data(f"{count:,} pictures", " ".join(FREE[kind] for kind in kinds))
+
+
+def image_model(run: Path, info: hub.Info) -> Ready:
+    """A tokenizer of images, or a generator of its codes, as its run left it."""
+    if info.system == "maskgit":
+        drawn = from_dict(MaskGITConfig, info.config)
+        about = f"**Draws** codes of `{drawn.tokenizer}`, weights `{drawn.tokenizer_weights}`."
+        ready = Ready(MaskGIT(drawn), drawn, about, "scores on codes of unseen pictures")
+    else:
+        config = from_dict(TiTokConfig, info.config)
+        about = f"**Tokens**: {config.num_latents} of {config.codebook_size} codes a tile."
+        ready = Ready(TiTok(config), config, about, "PSNR in dB of unseen pictures")
+    hub.load_weights(ready.model, run)
+    return ready
 
 
 def tokenizer(run: Path, info: hub.Info, store: PreparedFolder, sampling: dict[str, Any]) -> Ready:
@@ -83,17 +138,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("tag")
-    parser.add_argument("--train", type=Path, required=True, help="prepared training shapes")
+    parser.add_argument("--train", type=Path, required=True, help="what it has learnt from")
     parser.add_argument("--device", default="2 CPU cores")
     parser.add_argument("--notes", default="")
     args = parser.parse_args()
     info = hub.read_info(args.run)
     recipe = json.loads((args.run / "recipe.json").read_text())
-    store = PreparedFolder(args.train)
-    if info.system == "vat-gen":
+    is_shape = registry.SYSTEMS[info.system].modality == "shape"
+    data = shapes_of(args.train) if is_shape else pictures_of(args.train)
+    if not is_shape:
+        ready = image_model(args.run, info)
+    elif info.system == "vat-gen":
         ready = generator(args.run, info)
     else:
-        ready = tokenizer(args.run, info, store, recipe["sampling"])
+        ready = tokenizer(args.run, info, PreparedFolder(args.train), recipe["sampling"])
     out = api.SHIPPED / args.tag
     fingerprint = hub.save_pretrained(
         ready.model, ready.config, out, system=info.system, preset=info.preset, dtype=torch.bfloat16
@@ -105,7 +163,6 @@ def main() -> None:
         # Where the data lay on the machine that trained is nobody's business.
         recipe["data"][key] = Path(recipe["data"][key]).name
     write_text(out / "recipe.json", json.dumps(recipe, indent=1) + "\n")
-    licences = Counter(str(r["license"]) for r in store.records)
     card = CARD.format(
         tag=args.tag,
         preset=info.preset,
@@ -113,13 +170,13 @@ def main() -> None:
         size=(out / hub.WEIGHTS).stat().st_size,
         fingerprint=fingerprint,
         samples=max(r["samples"] for r in records),
-        shapes=len(store),
+        data=data.amount,
         seed=recipe["train"]["seed"],
         device=f"{args.device}, polytok {polytok.__version__}, torch {torch.__version__}",
         notes=args.notes,
         about=ready.about,
         curve=ready.curve,
-        licences=", ".join(f"{n} {c}" for n, c in licences.most_common()),
+        licences=data.licences,
     )
     write_text(out / "README.md", card)
     row = f'Weights(preset="{info.preset}", path="{args.tag}", fingerprint="{fingerprint}")'

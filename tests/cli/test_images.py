@@ -22,6 +22,7 @@ from polytok import bitstream
 from polytok.cli import kinds
 from polytok.core import hub, registry
 from polytok.core.registry import Weights
+from polytok.data.pictures import read_pictures, split_of
 from polytok.systems import api
 
 TAG = "patch-colours-tiny.test"
@@ -256,6 +257,20 @@ def test_compare(photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert "--seed is not for images" in one_error(capfd)
 
 
+def test_pictures_are_prepared_for_training(
+    photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pictures"
+    more = ["--pictures", "photos", "--size", 16, "--variants", 12]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "photo.png").write_bytes(photo.read_bytes())
+    for _ in range(2):  # what is there is not made again
+        assert run("prepare", tmp_path / "in", out, *more) == 0
+    assert capfd.readouterr().out.splitlines() == ["12 pictures of 1 photos"] * 2
+    split = split_of("photos/photo.png")
+    assert read_pictures(out, split).pixels.shape == (12, 3, 16, 16)
+
+
 def test_evaluate_scores_every_picture(
     image_model: Path, photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +309,7 @@ def test_the_commands_of_the_page_run(
         image.save("photo.jpg")
     (tmp_path / "photos").mkdir()
     photo.rename(tmp_path / "photos" / "a.png")
-    [block] = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    block = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)[0]
     commands = [line.partition("#")[0].split()[1:] for line in block.splitlines()]
     assert len(commands) == 9
     for arguments in commands:

@@ -434,12 +434,28 @@ def evaluate(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder or zip of meshes.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the prepared shapes.")],
-    processes: Annotated[int | None, typer.Option(help="Default: one per core.", min=1)] = None,
+    source: Annotated[Path, typer.Argument(help="Folder or zip of meshes or pictures.")],
+    out: Annotated[Path, typer.Argument(help="Folder for what is prepared.")],
+    pictures: Annotated[
+        str | None,
+        typer.Option(help="Make pictures: of emoji, icons, shapes, photos or labelled ones."),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pictures: pixels a side.")] = 64,
+    variants: Annotated[
+        int | None, typer.Option(help="Pictures: of every source; by default as the kind has.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Meshes: default one per core.", min=1)
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Make meshes ready for training; goes on where it was interrupted."""
+    """Make meshes or pictures ready for training; goes on where it was interrupted."""
+    if pictures is not None:
+        from polytok.data.pictures import prepare_pictures
+
+        index = prepare_pictures(pictures, source, out, size=size, variants=variants, seed=seed)
+        print(f"{len(index.names) * index.variants} pictures of {len(index.names)} {pictures}")
+        return
     from polytok.data.prepared import prepare_folder
 
     done = prepare_folder(source, out, processes=processes, seed=seed)
