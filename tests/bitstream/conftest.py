@@ -148,9 +148,9 @@ class FakePrior:
             writer.write(level_ids, self.table(ids[:k]))
         return writer.payload()
 
-    def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
+    def decode(self, payload: bytes, counts: Sequence[int]) -> list[np.ndarray]:
         reader, ids = SymbolReader(payload), []
-        while len(ids) < num_levels:
+        while len(ids) < len(counts):
             ids.append(reader.read(self.table(ids)))
         reader.close()
         return ids

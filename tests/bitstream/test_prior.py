@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from binascii import crc_hqx
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -215,7 +215,7 @@ def test_any_payload_with_a_right_checksum_decodes_in_range_or_is_refused(
     reader = replace(prior, text="" if flags == 6 else None)
     head = coded[:8] + bytes([flags, levels]) + coded[10:34]
     try:
-        ids = reader.decode(payload, levels)
+        ids = reader.decode(payload, [level.count for level in spec.levels[:levels]])
         symbols = symbols_checksum(ids, spec.levels[:levels])
     except FormatError:
         ids, symbols = None, 0
@@ -302,16 +302,16 @@ def test_the_symbols_checksum_counts(spec: TokenizerSpec, prior: Any, coded: byt
 
 def test_a_prior_must_decode_what_it_codes(spec: TokenizerSpec, codes: Codes, prior: Any) -> None:
     class Unsteady(type(prior)):  # type: ignore[misc]
-        def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
-            return replace(prior, rounding=1).decode(payload, num_levels)
+        def decode(self, payload: bytes, counts: Sequence[int]) -> list[np.ndarray]:
+            return replace(prior, rounding=1).decode(payload, counts)
 
     class Forgetful(type(prior)):  # type: ignore[misc]
-        def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
-            return prior.decode(payload, num_levels)[:-1]
+        def decode(self, payload: bytes, counts: Sequence[int]) -> list[np.ndarray]:
+            return prior.decode(payload, counts)[:-1]
 
     class Careless(type(prior)):  # type: ignore[misc]
-        def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
-            *ids, last = prior.decode(payload, num_levels)
+        def decode(self, payload: bytes, counts: Sequence[int]) -> list[np.ndarray]:
+            *ids, last = prior.decode(payload, counts)
             return [*ids, (last + 1) % 1000]
 
     for kind in (Unsteady, Forgetful, Careless):
@@ -319,8 +319,8 @@ def test_a_prior_must_decode_what_it_codes(spec: TokenizerSpec, codes: Codes, pr
             pack(codes, spec, weights=WEIGHTS, prior=kind(prior.levels))
 
     class Late(type(prior)):  # type: ignore[misc]
-        def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
-            return prior.decode(payload, num_levels)[: 4 if num_levels == 4 else 2]
+        def decode(self, payload: bytes, counts: Sequence[int]) -> list[np.ndarray]:
+            return prior.decode(payload, counts)[: 4 if len(counts) == 4 else 2]
 
     longer = pack(codes, spec, weights=WEIGHTS, prior=Late(prior.levels))
     with pytest.raises(PolytokError, match="does not decode what it coded"):
@@ -331,10 +331,10 @@ def test_a_prior_of_another_tokenizer(spec: TokenizerSpec, prior: Any, coded: by
     found: list[np.ndarray] = []
 
     class Wrong(type(prior)):  # type: ignore[misc]
-        def decode(self, payload: bytes, num_levels: int) -> list[np.ndarray]:
+        def decode(self, payload: bytes, counts: Sequence[int]) -> list[np.ndarray]:
             return found
 
-    good = prior.decode(coded[38:], 4)
+    good = prior.decode(coded[38:], [level.count for level in spec.levels])
     for wrong in ([], good[:3], [*good[:3], good[3][:-1]], [*good[:3], good[3] - 1001]):
         found[:] = wrong
         with pytest.raises(PolytokError, match="5eed0001 does not fit this tokenizer"):

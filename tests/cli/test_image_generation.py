@@ -14,6 +14,7 @@ from PIL import Image
 from cli.commands import run
 from contracts import pictures
 from contracts.pictures import SYSTEM
+from polytok import bitstream
 from polytok.core import hub, registry
 from polytok.core.config import override
 from polytok.systems import api
@@ -141,3 +142,26 @@ def test_the_page_says_what_runs(
     codes, more = found["codes"].indices[0], found["more"].indices[0]  # type: ignore[attr-defined]
     assert codes.shape == (8, 16) and len(found["pictures"]) == 8  # type: ignore[arg-type]
     assert torch.equal(more[:, :4], codes[:1, :4].expand(4, -1))
+
+
+def test_a_picture_is_coded_under_a_generator(drawer: Path, tmp_path: Path) -> None:
+    tokenizer, photo = tmp_path / "tokenizer", tmp_path / "photo.png"
+    Image.new("RGB", (40, 24), (200, 30, 60)).save(photo)
+    given = ("--model", tokenizer, "--tiles", 2)
+    assert run("encode", photo, "-o", tmp_path / "raw.ptk", *given, "--coder", "raw") == 0
+    prior = ("--coder", "prior", "--prior", drawer)
+    assert run("encode", photo, "-o", tmp_path / "prior.ptk", *given, *prior) == 0
+    data = (tmp_path / "prior.ptk").read_bytes()
+    known = api.load_codec(tokenizer, modality="image")
+    symbols = api.prior_for(data, drawer)
+    # A random net finds nothing likely, so its file is as long as a raw one, and kept raw.
+    assert len(data) <= (tmp_path / "raw.ptk").stat().st_size
+    raw = known.unpack((tmp_path / "raw.ptk").read_bytes())
+    assert torch.equal(known.unpack(data, prior=symbols).indices[0], raw.indices[0])
+    likely = api.load_generator(drawer, modality="image")
+    with torch.no_grad():
+        likely.model.head.proj.bias[raw.indices[0].unique()] += 9
+    short = known.pack(raw, prior=likely.prior())[0]
+    header = bitstream.read_header(short)
+    assert header.is_prior_coded and len(short) < len(data)
+    assert torch.equal(known.unpack(short, prior=likely.prior()).indices[0], raw.indices[0])

@@ -392,7 +392,7 @@ def test_any_content_under_any_name_and_mode(kind: str, image_model: Path, tmp_p
         (["--effort", 3], "--effort is not for images"),
         (["--seed", 3], "--seed is not for images"),
         (["--background", "clear"], "--background 'clear' is no colour"),
-        (["--coder", "prior"], "priors code shapes only"),
+        (["--coder", "prior"], "unknown model '.*-gen'"),
     ],
 )
 def test_bad_options(

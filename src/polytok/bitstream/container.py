@@ -279,7 +279,7 @@ def _proven(data: bytes, ids: Ids, prior: SymbolModel | None) -> bytes:
     if prior is None or not header.is_prior_coded:
         return data
     try:
-        found = prior.decode(data[start:], len(ids))
+        found = prior.decode(data[start:], [len(level) for level in ids])
     except FormatError:
         found = []
     if len(found) != len(ids) or not all(map(np.array_equal, found, ids)):
@@ -360,7 +360,7 @@ def _decode_with(
         rule = "with a text: give the same" if header.has_text else "without a text: give none"
         raise PolytokError(f"the file is coded under prior {header.prior} {rule}")
     try:
-        ids = prior.decode(payload, len(levels))
+        ids = prior.decode(payload, [level.count or 0 for level in levels])
     except FormatError as error:
         raise FormatError(_differs(prior, header)) from error
     if len(ids) != len(levels) or not all(map(_fits, ids, levels)):

@@ -59,8 +59,8 @@ class SymbolModel(Protocol):
     def encode(self, ids: Ids) -> bytes:
         """Code the ids (n_k,) of the first levels, see :class:`SymbolWriter`."""
 
-    def decode(self, payload: bytes, num_levels: int) -> Ids:
-        """Invert :meth:`encode`, see :class:`SymbolReader`.
+    def decode(self, payload: bytes, counts: Sequence[int]) -> Ids:
+        """Invert :meth:`encode`, given the number of ids of each level; see :class:`SymbolReader`.
 
         Raises:
             FormatError: the payload is none that ``encode`` makes.

@@ -103,6 +103,8 @@ def load_generator(
 def load_generator(
     name: StrPath, *, device: str = ..., modality: Literal["image"]
 ) -> ImageGenerator: ...
+@overload
+def load_generator(name: StrPath, *, device: str = ..., modality: str) -> Any: ...
 def load_generator(name: StrPath, *, device: str = "cpu", modality: str = "shape") -> Any:
     """Load a generator with its tokenizer.
 
@@ -218,10 +220,10 @@ def prior_for(
     if header.prior is None:
         return None
     if prior is not None:
-        return load_generator(prior).prior(text)
+        return load_generator(prior, modality=header.modality).prior(text)
     for tag, weights in registry.WEIGHTS.items():
         if weights.fingerprint == header.prior:
-            return load_generator(tag).prior(text)
+            return load_generator(tag, modality=header.modality).prior(text)
     raise WeightsError(
         f"the file was coded with prior {header.prior}, which is not known here; name it with "
         "--prior"
@@ -234,11 +236,8 @@ def prior_of(codec: Codec, prior: StrPath | None = None, text: str | None = None
     Raises:
         WeightsError: there is none, or it belongs to other weights.
     """
-    if codec.spec.modality != "shape":
-        raise WeightsError(
-            f"{codec.name} is a tokenizer of {codec.spec.modality}s; priors code shapes only"
-        )
-    generator = load_generator(prior or f"{codec.name.split('.')[0]}-gen")
+    name = prior or f"{codec.name.split('.')[0]}-gen"
+    generator = load_generator(name, modality=codec.spec.modality)
     if generator.codec.weights != codec.weights:
         raise WeightsError(
             f"{generator.name} codes weights {generator.codec.weights}, not {codec.weights}"

@@ -1,14 +1,15 @@
-"""A generator as the entropy coder of ``.ptk`` files: the loop that draws codes reads and writes.
+"""A generator as the entropy coder of ``.ptk`` files: what draws codes reads and writes them.
 
-Both directions run the same cached steps, one item at a time on one thread, so that their floats
-agree on one machine. A file says what wrote it; elsewhere decoding is tried and checked.
+Both directions run the same steps with the same batch on one thread, so that their floats agree on
+one machine. A file says what wrote it; elsewhere decoding is tried and checked.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from polytok.bitstream.prior import SymbolReader, SymbolWriter, writer_id
 from polytok.core.contracts import Batch
-from polytok.generators import Generator, Guide, Step
+from polytok.core.errors import ConfigError
+from polytok.generators import Generator, Guide, MaskedOrder, Query, Step
 
 Ids = list[NDArray[np.int64]]
 _Code = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
@@ -68,11 +70,11 @@ class PriorCoder:
             writer.write(ids[level], probabilities)
             return ids[level]
 
-        self._run(write, len(ids))
+        self._run(write, [len(level) for level in ids])
         return writer.payload()
 
-    def decode(self, payload: bytes, num_levels: int) -> Ids:
-        """Invert :meth:`encode`.
+    def decode(self, payload: bytes, counts: Sequence[int]) -> Ids:
+        """Invert :meth:`encode`, given the number of ids of each level.
 
         Raises:
             FormatError: the payload is none that ``encode`` makes here.
@@ -83,12 +85,13 @@ class PriorCoder:
             found.append(reader.read(probabilities))
             return found[-1]
 
-        self._run(read, num_levels)
+        self._run(read, counts)
         reader.close()
         return found
 
-    def _run(self, code: _Code, num_levels: int) -> None:
+    def _run(self, code: _Code, counts: Sequence[int]) -> None:
         """Walk the generator's steps; ``code`` turns each level's probabilities into its ids."""
+        num_levels = len(counts)
 
         def draw(log_probs: Tensor, step: Step) -> Tensor:
             if step.number >= num_levels:
@@ -103,3 +106,37 @@ class PriorCoder:
                 )
             except _Finished:
                 return
+
+
+class MaskedPriorCoder(PriorCoder):
+    """Codes one token after the other under a masked generator, those of all tiles at once.
+
+    The net sees the tokens before and masks in all later places, which masked training covers; it
+    runs once per token. A prefix of the tokens is a prefix of the steps.
+    """
+
+    process: MaskedOrder
+
+    def __init__(
+        self, generator: Generator, prompt: Batch, guide: Guide, *, fingerprint: str
+    ) -> None:
+        super().__init__(generator, prompt, guide, fingerprint=fingerprint)
+        if not isinstance(generator.process, MaskedOrder):
+            raise ConfigError(f"{type(generator.process).__name__} is no order of masks")
+        self.process = generator.process
+
+    @torch.inference_mode()
+    def _run(self, code: _Code, counts: Sequence[int]) -> None:
+        """Walk the tokens; level k of a file holds token k of every tile."""
+        model, tiles = self.generator, counts[0]
+        head: Any = model.head
+        [branch] = self.guide.branches([Step(number=0, total=1)])
+        with one_thread():
+            cond = model.conditioner.branch(model.conditioner.encode(self.prompt), branch, tiles)
+            device = cond.vector.device
+            ids = torch.full((tiles, self.process.length), self.process.vocab, device=device)
+            index = torch.arange(self.process.length, device=device)
+            for place in range(len(counts)):
+                hidden = model.net(Query(inp=ids, index=index), cond)[:, place]
+                table = head.logits(hidden).softmax(-1).cpu().numpy()
+                ids[:, place] = torch.from_numpy(code(table, place)).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from polytok.core.contracts import Codes, StepContext
 from polytok.core.errors import ConfigError, PolytokError, UnknownNameError, WeightsError
 from polytok.data.codes import CodeFolder
 from polytok.data.images import LabelledImages
-from polytok.generators import Known
+from polytok.generators import Known, Query
 from polytok.systems import api
 from polytok.systems.classics.maskgit import PRESETS, STAGES, MaskGIT, MaskGITConfig, preset
 from polytok.systems.classics.maskgit_training import (
@@ -489,3 +490,29 @@ def test_recipes_of_the_package_name_what_there_is() -> None:
         assert recipe.plan(STAGES)
         assert ImageCodeSampling(**recipe.sampling).passes >= 1
         assert config.tokenizer
+
+
+@pytest.mark.parametrize("tiles", [1, 6])
+def test_a_generator_codes_files_of_its_tokenizer(generator: ImageGenerator, tiles: int) -> None:
+    """Every prefix comes back, in about as many bits as the net finds the tokens surprising."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, VOCAB, tiles) for _ in range(LENGTH)]
+    prior = generator.prior()
+    for count in (1, 5, LENGTH):
+        payload = prior.encode(ids[:count])
+        found = prior.decode(payload, [tiles] * count)
+        assert all(np.array_equal(a, b) for a, b in zip(found, ids, strict=False))
+        assert len(found) == count
+    rows, net = torch.from_numpy(np.stack(ids, 1)), generator.model
+    nats = 0.0
+    for place in range(LENGTH):
+        hidden = rows.masked_fill(torch.arange(LENGTH) >= place, VOCAB)
+        cond = net.conditioner.branch(net.conditioner.encode({}), "null", tiles)
+        features = net.net(Query(inp=hidden, index=torch.arange(LENGTH)), cond)
+        nats += float(net.head.loss(features, rows)[:, place].sum())
+    assert 8 * len(payload) == pytest.approx(nats / math.log(2), abs=9)
+
+
+def test_a_prior_of_pictures_knows_no_text(generator: ImageGenerator) -> None:
+    with pytest.raises(ConfigError, match="knows no texts"):
+        generator.prior("a cat")

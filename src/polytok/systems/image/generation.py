@@ -14,10 +14,11 @@ from polytok import bitstream
 from polytok.core.contracts import Batch, Codes
 from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.core.seeding import torch_rng
-from polytok.generators import Known
+from polytok.generators import Guide, Known
 from polytok.systems.classics.maskgit import MaskGIT, check_cfg
 from polytok.systems.drawing import MICRO_BATCH, CodeGenerator, check_count
 from polytok.systems.image.codec import ImageCodec
+from polytok.systems.prior import MaskedPriorCoder
 
 Label = int | str
 MAX_COUNT = 100_000
@@ -99,6 +100,16 @@ class ImageGenerator(CodeGenerator):
     def images(self, codes: Codes, *, size: int | None = None) -> list[Image.Image]:
         """Decode codes to pictures; see :meth:`ImageCodec.decode`."""
         return self.codec.decode(codes, size=size)
+
+    def prior(self, text: str | None = None) -> MaskedPriorCoder:
+        """Return the entropy coder of ``.ptk`` files that this generator is, of no class.
+
+        Raises:
+            ConfigError: there is a text, which it does not know.
+        """
+        if text is not None:
+            raise ConfigError(f"text={text!r}: {self.name} knows no texts")
+        return MaskedPriorCoder(self.model, {}, Guide(), fingerprint=self.weights)
 
     def _stream(
         self,
