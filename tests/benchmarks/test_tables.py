@@ -135,6 +135,27 @@ def test_arms_are_averaged_over_seeds(tables: ModuleType, tmp_path: Path) -> Non
     assert row[-2:] == ["0.10 0.50", "25 50"]
 
 
+def test_quantizers_stand_with_their_settings(tables: ModuleType, tmp_path: Path) -> None:
+    used = {"kind": "vq", "usage": 0.5, "perplexity": 99.0, "entropy_bits": 5.5, "psnr": 20.0}
+    rows = [
+        {**used, "part": "training", "size": size, "is_well": is_well, "seed": 0}
+        for size, is_well in ((256, True), (1024, False))
+    ]
+    rows += [
+        {**used, "part": "mixture", "size": 64, "is_well": True, "seed": s, "usage": 0.9 + s / 10}
+        for s in range(2)
+    ]
+    write(tmp_path, "quantizers_usage", rows)
+    [row] = cells(tables.filled(marked("quantizers-training"), tmp_path))
+    assert row == ["vq", "50%", "99", "20.00", "–", "–", "–", "50%", "99", "20.00"]
+    [row] = cells(tables.filled(marked("quantizers-mixture"), tmp_path))
+    assert row == ["vq", "95% (90%..100%)", "5.50", "–"]
+    memory = {"kind": "fsq", "ours_mib": 150, "ours_before_mib": 100}
+    write(tmp_path, "quantizers_memory", [{**memory, "theirs_mib": 300, "theirs_before_mib": 200}])
+    [row] = cells(tables.filled(marked("quantizers-memory"), tmp_path))
+    assert row[1:] == ["150", "300", "0.50", "50", "100"]
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [(marked("rates"), UnknownNameError), ("<!-- table:rate -->\n| a |\n", PolytokError)],
