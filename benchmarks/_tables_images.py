@@ -27,6 +27,7 @@ NAMES = {
 }
 SCORES = {"psnr": ("PSNR, dB", ".1f", 1), "perceptual": ("perceptual distance", ".3f", 1)}
 SCORES |= {"agreement": ("classifier agreement, %", ".0f", 100), "ssim": ("SSIM", ".3f", 1)}
+ARMS = {"drop": "One-D-Piece", "no_drop": "the same without tail drop (TiTok, K = 16)"}
 GAINS = ("psnr", "perceptual", "agreement")
 FLOOR, TARGET = "small+hash", "all"
 
@@ -99,6 +100,23 @@ def prefixes_table(folder: Path) -> str:
     return markdown(head, out or [[MISSING, *["–"] * 4]])
 
 
+def tokens_table(folder: Path) -> str:
+    """Small models of one-dimensional tokens, and of tokens in a grid, after as many pictures."""
+    data = load("image_tokens", folder)
+    out = []
+    for row in data["rows"] if data else []:
+        firsts = [row.get(f"psnr_{k}") for k in (1, 2, 4, 8)]
+        cells = ["–" if value is None else f"{value:.2f}" for value in (*firsts, row["psnr"])]
+        use = f"{100 * row['codes_used']:.0f}"
+        name = ARMS.get(row["arm"]) or row["arm"].replace("titok-", "TiTok, K = ").replace(
+            "grid-", "VQ in a grid, K = "
+        )
+        out.append([name, str(row["tokens"]), *cells, use])
+    out.sort(key=lambda cells: (int(cells[1]), cells[0]))
+    head = ["model", "tokens", *(f"first {k}" for k in (1, 2, 4, 8)), "all", "codes used, %"]
+    return markdown(head, out or [[MISSING, *["–"] * (len(head) - 1)]])
+
+
 def judge_table(folder: Path) -> str:
     """What the network is that judges."""
     data = load("image_rd_tiles", folder)
@@ -128,4 +146,5 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "image-gain": gain_table,
     "image-prefixes": prefixes_table,
     "image-judge": judge_table,
+    "image-tokens": tokens_table,
 }

@@ -154,9 +154,9 @@ PRESETS: dict[str, MaskGITConfig] = {
         vocab=4096,
         length=64,
         num_classes=0,
-        dim=192,
-        depth=6,
-        num_heads=3,
+        dim=128,
+        depth=4,
+        num_heads=2,
         steps=16,
     ),
     # Sampling as the official configurations have it; power-cosine ones less 1, see ``cfg``.
