@@ -118,6 +118,7 @@ SYSTEMS: dict[str, System] = {
                 "one-d-piece-b-256",
                 "one-d-piece-l-256",
             ),
+            default_weights={"one-d-piece-tiny": "one-d-piece-tiny.free"},
         ),
         System(
             name="vqgan",
@@ -294,6 +295,12 @@ WEIGHTS: dict[str, Weights] = {
     ),
     "vat-512b-small-gen.shapes1": Weights(
         preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes1", fingerprint="3147606c"
+    ),
+    "one-d-piece-tiny.free": Weights(
+        preset="one-d-piece-tiny",
+        path="one-d-piece-tiny.free",
+        fingerprint="e1fba209",
+        notice="learnt from emoji, icons and renders of shapes, not from photos",
     ),
 }
 
