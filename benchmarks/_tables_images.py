@@ -28,6 +28,7 @@ NAMES = {
 SCORES = {"psnr": ("PSNR, dB", ".1f", 1), "perceptual": ("perceptual distance", ".3f", 1)}
 SCORES |= {"agreement": ("classifier agreement, %", ".0f", 100), "ssim": ("SSIM", ".3f", 1)}
 ARMS = {"drop": "One-D-Piece", "no_drop": "the same without tail drop (TiTok, K = 16)"}
+SHORT, LONGEST = ("thumbhash", "small-webp", "all"), 192
 GAINS = ("psnr", "perceptual", "agreement")
 FLOOR, TARGET = "small+hash", "all"
 
@@ -47,6 +48,23 @@ def score_table(folder: Path, part: str, score: str) -> str:
             out.append([f"{domain}: {_name(method)}", *cells])
     head = [title, *(f"{b} B" for b in budgets)]
     return markdown(head, out) if out else markdown([title, "bytes"], [[MISSING, "–"]])
+
+
+def short_table(folder: Path) -> str:
+    """PSNR and distance of polytok and of its peers by size of the file, up to 192 bytes."""
+    rows = [r for r in _rows("tiles", folder) if r["bytes"] <= LONGEST]
+    budgets = sorted({row["bytes"] for row in rows})
+    out = []
+    for score in ("psnr", "perceptual"):
+        title, form, factor = SCORES[score]
+        for domain in dict.fromkeys(row["domain"] for row in rows):
+            found = {(r["method"], r["bytes"]): r for r in rows if r["domain"] == domain}
+            ours = [m for m in dict.fromkeys(m for m, _ in found) if m.startswith(OURS)]
+            for method in [*ours, *SHORT]:
+                cells = [_cell(found.get((method, b)), score, form, factor) for b in budgets]
+                out.append([f"{title}, {domain}: {_name(method)}", *cells])
+    head = ["whole files of at most", *(f"{b} B" for b in budgets)]
+    return markdown(head, out) if out else markdown(["bytes"], [[MISSING]])
 
 
 def _name(method: str) -> str:
@@ -147,4 +165,5 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "image-prefixes": prefixes_table,
     "image-judge": judge_table,
     "image-tokens": tokens_table,
+    "image-short": short_table,
 }
