@@ -6,8 +6,8 @@
 
 FREE and PHOTOS are folders of ``prepare_pictures``; their test split is scored, and the judge
 learns from their val split. Files of peers are searched once and kept in WORK. Rows go to
-``benchmarks/results/image_rd_PART.json``. What ``--parts sheet`` draws ships with the documents: give
-it pictures that may.
+``benchmarks/results/image_rd_PART.json``. What ``--parts sheet`` draws ships with the documents:
+give it pictures that may.
 """
 
 from __future__ import annotations
