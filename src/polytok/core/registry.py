@@ -155,6 +155,7 @@ SYSTEMS: dict[str, System] = {
                 "titok-b64-gen",
                 "titok-s128-gen",
             ),
+            default_weights={"one-d-piece-tiny-gen": "one-d-piece-tiny-gen.free"},
         ),
         System(
             name="vit-classifier",
@@ -301,6 +302,9 @@ WEIGHTS: dict[str, Weights] = {
         path="one-d-piece-tiny.free",
         fingerprint="e1fba209",
         notice="learnt from emoji, icons and renders of shapes, not from photos",
+    ),
+    "one-d-piece-tiny-gen.free": Weights(
+        preset="one-d-piece-tiny-gen", path="one-d-piece-tiny-gen.free", fingerprint="8e6ad80a"
     ),
 }
 
