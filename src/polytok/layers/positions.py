@@ -33,7 +33,7 @@ class FourierEmbedding(nn.Module):
 
 def grid_places(side: int) -> Tensor:
     """Centres (side^2, 2) of the cells of a square grid, row by row: row, column in [0, 1]."""
-    centres = (torch.arange(side) + 0.5) / side
+    centres = (torch.arange(side, device="cpu") + 0.5) / side
     return torch.cartesian_prod(centres, centres)
 
 
@@ -45,9 +45,10 @@ def nested_places(count: int) -> tuple[Tensor, Tensor]:
     """
     places, widths, side = list[Tensor](), list[Tensor](), 1
     while sum(map(len, places)) < count:
-        order = torch.randperm(side**2, generator=torch.Generator().manual_seed(side))
+        rng = torch.Generator("cpu").manual_seed(side)
+        order = torch.randperm(side**2, generator=rng, device="cpu")
         places.append(grid_places(side)[order])
-        widths.append(torch.full((side**2,), 1 / side))
+        widths.append(torch.full((side**2,), 1 / side, device="cpu"))
         side *= 2
     return torch.cat(places)[:count], torch.cat(widths)[:count]
 
@@ -58,10 +59,14 @@ def sine_embedding(places: Tensor, dim: int, widths: Tensor | None = None) -> Te
     Args:
         places: (n, 2) in [0, 1]. widths: (n,), over squares of which they are averaged.
     """
-    octaves = torch.linspace(0, 4, max(1, dim // 4))
+    octaves = torch.linspace(0, 4, max(1, dim // 4), device=places.device)
     frequencies = math.pi * 2**octaves
     phases = places[..., None] * frequencies  # n, 2, dim / 4
-    weight = torch.ones(()) if widths is None else _mean_of_wave(frequencies, widths)
+    weight = (
+        torch.ones((), device=places.device)
+        if widths is None
+        else _mean_of_wave(frequencies, widths)
+    )
     waves = torch.cat([phases.sin() * weight, phases.cos() * weight], dim=-1).flatten(1)
     return nn.functional.pad(waves, (0, dim - waves.shape[1]))
 
