@@ -27,6 +27,11 @@ NAMES = {
 }
 SCORES = {"psnr": ("PSNR, dB", ".1f", 1), "perceptual": ("perceptual distance", ".3f", 1)}
 SCORES |= {"agreement": ("classifier agreement, %", ".0f", 100), "ssim": ("SSIM", ".3f", 1)}
+SETS = {
+    "decoded": "test digits, decoded",
+    "training": "training digits",
+    "independent": "ids drawn each alone",
+}
 ARMS = {"drop": "One-D-Piece", "no_drop": "the same without tail drop (TiTok, K = 16)"}
 SHORT, LONGEST = ("thumbhash", "small-webp", "all"), 192
 GAINS = ("psnr", "perceptual", "agreement")
@@ -135,6 +140,31 @@ def tokens_table(folder: Path) -> str:
     return markdown(head, out or [[MISSING, *["–"] * (len(head) - 1)]])
 
 
+def digits_table(folder: Path) -> str:
+    """Samples of digits by number of steps, and what to compare them with."""
+    data = load("masked_generation_digits", folder)
+    out = []
+    for row in data["rows"] if data else []:
+        if "class_agreement" in row:
+            name = SETS.get(row["set"]) or f"samples, T = {row['steps']}"
+            passes = str(row.get("passes", "–"))
+            agreement = f"{100 * row['class_agreement']:.0f}"
+            out.append([name, passes, f"{row['feature_distance']:.1f}", agreement])
+    head = ["digits", "passes", "feature distance", "class agreement, %"]
+    return markdown(head, out or [[MISSING, *["–"] * 3]])
+
+
+def coders_table(folder: Path) -> str:
+    """Bytes of whole codes by coder."""
+    out = [
+        [f"{row['domain']}: {row['model']}", str(row["pictures"])]
+        + [f"{row[f'{name}_bytes']:.1f}" for name in ("raw", "static", "prior")]
+        for row in _rows("coders", folder)
+    ]
+    head = ["whole codes, mean bytes of a file", "pictures", "raw", "range coded", "prior"]
+    return markdown(head, out or [[MISSING, *["–"] * 4]])
+
+
 def judge_table(folder: Path) -> str:
     """What the network is that judges."""
     data = load("image_rd_tiles", folder)
@@ -163,6 +193,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "image-kodak": partial(score_table, part="kodak", score="psnr"),
     "image-gain": gain_table,
     "image-prefixes": prefixes_table,
+    "image-coders": coders_table,
+    "image-digits": digits_table,
     "image-judge": judge_table,
     "image-tokens": tokens_table,
     "image-short": short_table,

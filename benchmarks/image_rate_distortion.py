@@ -46,6 +46,7 @@ from polytok.metrics import (
     ssim,
 )
 from polytok.networks.pretrained import map_distance
+from polytok.systems import api
 from polytok.systems.image.titok.model import TiTok
 
 SEED = 0
@@ -438,6 +439,50 @@ def make_judge(args: argparse.Namespace) -> None:
     print(told, flush=True)
 
 
+def coders(args: argparse.Namespace) -> None:
+    """Bytes of whole codes by coder, each file read back."""
+    protocol = {
+        "method": "files of whole codes of held-back pictures: bits as they are (raw), range coded "
+        "by one histogram (static), under the generator of the same weights (prior); each file is "
+        "the shortest of its coder and those before, and was read back to its codes",
+        "limit": args.limit,
+    }
+    keys = ("domain", "model")
+    results = Results("image_rd_coders", protocol, fresh=args.fresh, folder=args.out, keys=keys)
+    known = {(row["domain"], row["model"]) for row in results.rows}
+    for folder in args.pictures:
+        pictures, _ = held_back(folder, args.limit)
+        for model in args.model:
+            if (Path(folder).name, model) not in known:
+                results.rows.append({"domain": Path(folder).name, **coded(pictures, model)})
+                results.save()
+                print(results.rows[-1], flush=True)
+
+
+def coded(pictures: Sequence[Image.Image], model: str) -> Row:
+    """Mean bytes of whole codes by coder."""
+    codec = load_codec(model)
+    prior = api.prior_of(codec)
+    sizes: dict[str, list[int]] = {"raw": [], "static": [], "prior": []}
+    for picture in pictures:
+        code = codec.encode(picture)
+        files = {
+            "raw": codec.pack(code, coder="raw")[0],
+            "static": codec.pack(code)[0],
+            "prior": codec.pack(code, prior=prior)[0],
+        }
+        for name, data in files.items():
+            if not torch.equal(codec.unpack(data, prior=prior).indices[0], code.indices[0]):
+                raise PolytokError(f"a file of {name} did not come back")
+            sizes[name].append(len(data))
+    return {
+        "model": model,
+        "prior": prior.fingerprint,
+        "pictures": len(pictures),
+        **{f"{name}_bytes": float(np.mean(found)) for name, found in sizes.items()},
+    }
+
+
 def draw(args: argparse.Namespace) -> None:
     """The plot of what has been measured."""
     print(draw_plot(args.out))
@@ -520,6 +565,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "tiles": tiles,
         "kodak": kodak,
         "prefixes": prefixes,
+        "coders": coders,
         "plot": draw,
         "sheet": make_sheet,
     }

@@ -228,7 +228,7 @@ def draw_sheet(bench: Bench, out: Path) -> None:
         names = bench.generator.classes
         told = [names[int(bench.labels[i])] if names else "sample" for i in items]
         rows.append([(name, shown[i]) for name, i in zip(told, items, strict=True)])
-        rows.append([(f"nearest: {float(distance[i]):.3f}", real[i]) for i in items])
+        rows.append([(f"{float(distance[i]):.3f}", real[i]) for i in items])
     with atomic_path(out) as aside:
         sheet(rows).save(aside)
 

@@ -159,7 +159,7 @@ def main() -> None:
     records = [json.loads(x) for x in (args.run / "metrics.jsonl").read_text().splitlines()]
     curve = [{"samples": r["samples"], **r["val"]} for r in records if "val" in r]
     write_text(out / "curve.json", json.dumps(curve, indent=1) + "\n")
-    for key in ("train", "val"):
+    for key in ("train", "val", "prepared"):
         # Where the data lay on the machine that trained is nobody's business.
         recipe["data"][key] = Path(recipe["data"][key]).name
     write_text(out / "recipe.json", json.dumps(recipe, indent=1) + "\n")

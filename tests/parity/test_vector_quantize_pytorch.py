@@ -22,6 +22,7 @@ from polytok.bottlenecks import (
     rotation,
     straight_through,
 )
+from polytok.core.contracts import BottleneckOutput
 
 pytestmark = pytest.mark.parity
 
@@ -31,6 +32,12 @@ ESTIMATORS = {"straight-through": straight_through, "rotation": rotation}
 
 def inputs(count: int = 4, length: int = 50, dim: int = DIM) -> Tensor:
     return torch.randn(count, length, dim)
+
+
+def same_codes(out: BottleneckOutput, quantized: Tensor, ids: Tensor) -> None:
+    """Ids, and outputs."""
+    assert out.indices is not None and torch.equal(out.indices[0], ids)
+    torch.testing.assert_close(out.latents, quantized, atol=1e-5, rtol=1e-5)
 
 
 def same_gradient(z: Tensor, ours: Tensor, peer: Tensor, *, atol: float = 1e-5) -> None:
@@ -54,8 +61,7 @@ def test_vq_and_its_learnt_codes(estimator: str) -> None:
     z = inputs().requires_grad_()
     out = ours(z)
     quantized, ids, loss = peer(z)
-    assert torch.equal(out.indices[0], ids)
-    torch.testing.assert_close(out.latents, quantized, atol=1e-5, rtol=1e-5)
+    same_codes(out, quantized, ids)
     # Their one loss has both gradients: it is either of ours in value, and their sum in gradient.
     torch.testing.assert_close(out.losses["vq/commit"], loss)
     torch.testing.assert_close(out.losses["vq/codebook"], loss)
@@ -76,8 +82,7 @@ def test_cosine_vq() -> None:
     z = inputs().requires_grad_()
     out = ours(z)
     quantized, ids, loss = peer(z)
-    assert torch.equal(out.indices[0], ids)
-    torch.testing.assert_close(out.latents, quantized, atol=1e-5, rtol=1e-5)
+    same_codes(out, quantized, ids)
     torch.testing.assert_close(out.losses["vq/commit"], loss)
     same_gradient(z, out.latents, quantized)
 
@@ -101,8 +106,7 @@ def test_ema_updates() -> None:
         out = ours(z)
         ours.update(out)
         quantized, ids, loss = peer(z)
-        assert torch.equal(out.indices[0], ids)
-        torch.testing.assert_close(out.latents, quantized, atol=1e-5, rtol=1e-5)
+        same_codes(out, quantized, ids)
         torch.testing.assert_close(out.losses["vq/commit"], loss)
         for mine, other in (
             (ours.codes, book.embed[0]),
@@ -177,8 +181,7 @@ def test_simvq(estimator: str) -> None:
     z = inputs().requires_grad_()
     out = ours(z)
     quantized, ids, loss = peer(z)
-    assert torch.equal(out.indices[0], ids)
-    torch.testing.assert_close(out.latents, quantized, atol=1e-5, rtol=1e-5)
+    same_codes(out, quantized, ids)
     total = out.losses["vq/codebook"] + 0.25 * out.losses["vq/commit"]
     torch.testing.assert_close(total, loss)
     mine = torch.autograd.grad(total, [z, ours.map.weight], retain_graph=True)

@@ -96,15 +96,23 @@ class ImageSampling:
         shift: pixels a picture may move each way, see :class:`PictureSamples`.
         perceptual: ``small`` adds the loss ``perceptual``, by the maps of :func:`small_teacher`.
         perceptual_samples: that it learns from.
+        critic_width: channels of the critic of adversarial stages; 0 = as published.
     """
 
     shift: int = 3
     perceptual: Literal["", "small"] = ""
     perceptual_samples: int = 20_000
+    critic_width: int = 0
 
 
 def ready(
-    model: Tokenizer, recipe: Recipe, *, size: int, prefixes: Sequence[int] = ()
+    model: Tokenizer,
+    recipe: Recipe,
+    *,
+    size: int,
+    prefixes: Sequence[int] = (),
+    stages: Sequence[Stage] = (),
+    critic: Callable[[int], Adversary] | None = None,
 ) -> ImageTraining:
     """Fill a model with what its recipe starts from, and read the recipe's pictures.
 
@@ -113,6 +121,7 @@ def ready(
 
     Args:
         size: pixels a side. prefixes: numbers of tokens that are scored besides all of them.
+        stages: of the system. critic: builds, of a width, what its adversarial stages listen to.
 
     Raises:
         UnknownNameError: a sampling key is unknown.
@@ -136,6 +145,10 @@ def ready(
         )
         criteria: Any = model.criteria
         criteria["perceptual"] = PerceptualLoss(net)
+    budgets = {budget.name: budget.samples for budget in recipe.stages}
+    heard = [s for s in stages if s.weights.get(ADVERSARIAL) and budgets.get(s.name)]
+    if heard and critic is not None:
+        training.adversary = critic(sampling.critic_width)
     return training
 
 
@@ -178,11 +191,6 @@ def small_teacher(
         "accuracy_of_last_batch": correct / TEACHER_BATCH,
     }
     return net, found
-
-
-def weighs_critic(plan: Sequence[tuple[Stage, int]]) -> bool:
-    """Whether a stage of a plan listens to a critic."""
-    return any(stage.weights.get(ADVERSARIAL) for stage, samples in plan if samples)
 
 
 def read_split(path: str, split: Split, size: int) -> LabelledImages:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polytok.core.errors import ConfigError, WeightsError
 from polytok.losses import LeCam, adaptive_weight, hinge_critic_loss, hinge_generator_loss
+from polytok.training.checkpoint import pack_moments, part, unpack_moments
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,13 +111,9 @@ class Adversary:
 
     def pack(self) -> dict[str, Tensor]:
         """The tensors that a run continues from."""
-        tensors = {f"{STATE}lecam/{k}": v for k, v in self.lecam.state_dict().items()}
-        tensors |= {f"{STATE}{k}": v for k, v in self.critic.state_dict().items()}
         assert self.optimizer is not None
-        for name, parameter in self.critic.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{MOMENTS}{key}/{name}"] = value
-        return tensors
+        tensors = {f"{STATE}{k}": v for k, v in self._parts.state_dict().items()}
+        return tensors | pack_moments(MOMENTS, self.critic, self.optimizer)
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the tensors of :meth:`pack` back.
@@ -124,22 +121,17 @@ class Adversary:
         Raises:
             WeightsError: they are of another critic, or there are none.
         """
-        state = {k.removeprefix(STATE): v for k, v in tensors.items() if k.startswith(STATE)}
-        lecam = {k: state.pop(k) for k in list(state) if k.startswith("lecam/")}
+        assert self.optimizer is not None
         try:
-            self.critic.load_state_dict(state)
-            self.lecam.load_state_dict({k.removeprefix("lecam/"): v for k, v in lecam.items()})
+            self._parts.load_state_dict(part(tensors, STATE))
         except RuntimeError as error:
             raise WeightsError(f"the checkpoint belongs to another critic: {error}") from error
-        assert self.optimizer is not None
-        for name, parameter in self.critic.named_parameters():
-            moments = {
-                key: tensors[f"{MOMENTS}{key}/{name}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{MOMENTS}{key}/{name}" in tensors
-            }
-            if moments:
-                self.optimizer.state[parameter] = moments
+        unpack_moments(MOMENTS, tensors, self.critic, self.optimizer)
+
+    @property
+    def _parts(self) -> nn.Module:
+        """What has a state of its own."""
+        return nn.ModuleDict({"net": self.critic, "lecam": self.lecam})
 
     def _share(self, accelerator: Accelerator) -> None:
         """Take the mean gradient of all processes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,7 @@ def pack_state(
 ) -> dict[str, Tensor]:
     """Collect the tensors that a run continues from."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
+    tensors |= pack_moments("optimizer/", model, optimizer)
     if average is not None:
         tensors |= {f"average/{name}": value for name, value in average.average.items()}
     return tensors
@@ -88,20 +87,41 @@ def unpack_state(
         model.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"the checkpoint belongs to another model: {error}") from error
-    for name, parameter in model.named_parameters():
-        moments = {
-            key: tensors[f"optimizer/{key}/{name}"].to(parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer/{key}/{name}" in tensors
-        }
-        if moments:
-            optimizer.state[parameter] = moments
+    unpack_moments("optimizer/", tensors, model, optimizer)
     if average is not None:
         saved = part(tensors, "average/")
         average.load(saved or state, notes["average_updates"])
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def pack_moments(
+    prefix: str, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """What an optimiser keeps of every parameter, as ``prefix/key/parameter``."""
+    return {
+        f"{prefix}{key}/{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def unpack_moments(
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Put the tensors of :func:`pack_moments` back."""
+    for name, parameter in model.named_parameters():
+        moments = {
+            key: tensors[f"{prefix}{key}/{name}"].to(parameter.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{prefix}{key}/{name}" in tensors
+        }
+        if moments:
+            optimizer.state[parameter] = moments
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Tensors whose names start with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 

@@ -7,7 +7,7 @@ can learn from first, and the decoder that makes pixels of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.networks.critics import PatchCritic, PatchCriticConfig
 from polytok.systems.classics._shared import GridTokenizer
 from polytok.systems.image.codec import ImageCodec
-from polytok.systems.images import ImageTraining, ready, weighs_critic
+from polytok.systems.images import ImageTraining, ready
 from polytok.training import ADVERSARIAL, Adversary, Recipe
 
 
@@ -152,21 +152,18 @@ class VQGAN(GridTokenizer):
 def prepare_training(recipe: Recipe) -> ImageTraining:
     """Build the model and read the pictures of a recipe, see :func:`polytok.systems.images.ready`.
 
-    ``sampling`` also takes ``critic_width``: of the critic of the adversarial stage.
-
     Raises:
         ConfigError: a sampling key is unknown, or the pictures have another size.
     """
     config = override(preset(recipe.preset), **recipe.config)
     torch.manual_seed(recipe.train.seed)
-    sampling = dict(recipe.sampling)
-    width = int(sampling.pop("critic_width", PatchCriticConfig.width))
     model = VQGAN(config)
-    training = ready(model, replace(recipe, sampling=sampling), size=config.size)
-    if weighs_critic(recipe.plan(STAGES)):
-        critic = PatchCritic(PatchCriticConfig(width=width))
-        training.adversary = Adversary(critic, last_weight=lambda: model.last_weight)
-    return training
+
+    def adversary(width: int) -> Adversary:
+        critic = PatchCritic(PatchCriticConfig(width=width) if width else None)
+        return Adversary(critic, last_weight=lambda: model.last_weight)
+
+    return ready(model, recipe, size=config.size, stages=STAGES, critic=adversary)
 
 
 def load_model(folder: Path, info: hub.Info, *, name: str, device: str = "cpu") -> ImageCodec:

@@ -15,7 +15,7 @@ from polytok.layers import Frozen
 from polytok.networks.critics import BlurPatchCritic, BlurPatchCriticConfig
 from polytok.systems.image.titok.config import TiTokConfig, preset
 from polytok.systems.image.titok.model import PixelTokenizer, TiTok, build_pixel_tokenizer
-from polytok.systems.images import ImageTraining, ready, weighs_critic
+from polytok.systems.images import ImageTraining, ready
 from polytok.training import ADVERSARIAL, Adversary, Recipe
 
 # The published sum of the KL has weight 1e-6; ours is a mean over 32 tokens of 16 channels.
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     ``sampling`` takes the fields of :class:`polytok.systems.images.ImageSampling`, and ``teacher``:
     weights tag or folder of the tokenizer that ``pixels`` of the configuration names. Stages that
     ask for its codes need it, and a model that starts from nothing takes over its codes and its
-    decoder. ``critic_width``: of the critic of adversarial stages.
+    decoder.
 
     Raises:
         UnknownNameError: a key is unknown.
@@ -104,14 +104,20 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     if teacher is not None and model.pixels is not None:
         model.pixels.start(teacher)
         model.teacher = Frozen(teacher)
-    width = int(sampling.pop("critic_width", BlurPatchCriticConfig.width))
-    training = ready(
-        model, replace(recipe, sampling=sampling), size=config.size, prefixes=prefixes_of(config)
+    return ready(
+        model,
+        replace(recipe, sampling=sampling),
+        size=config.size,
+        prefixes=prefixes_of(config),
+        stages=STAGES,
+        critic=build_adversary,
     )
-    if weighs_critic(recipe.plan(STAGES)):
-        critic = BlurPatchCritic(BlurPatchCriticConfig(width=width))
-        training.adversary = Adversary(critic, regularisation=LECAM)
-    return training
+
+
+def build_adversary(width: int) -> Adversary:
+    """TiTok's critic of the second stage, of a width or as published."""
+    config = BlurPatchCriticConfig(width=width) if width else None
+    return Adversary(BlurPatchCritic(config), regularisation=LECAM)
 
 
 def prefixes_of(config: TiTokConfig) -> list[int]:
