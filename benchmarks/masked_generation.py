@@ -4,10 +4,11 @@
         --train images/cifar10-train.zip --val images/cifar10-test.zip
 
 RUN are folders of training; the generator names its tokenizer, and the classifier has learnt the
-same classes. Every row of ``benchmarks/results/masked_generation.json`` is a set of images against
-the val images: samples of so many steps, and what to compare them with. *Feature distance* is the
-Frechet distance of the classifier's last features: it ranks sets under this classifier alone, and
-is no score of any other network. ``--sheet`` draws samples beside their nearest training images.
+same classes. A classifier may also be a file of ``_class_judge.py``. Every row of
+``benchmarks/results/masked_generation.json`` is a set of images against the val images: samples of
+so many steps, and what to compare them with. *Feature distance* is the Frechet distance of the
+classifier's last features: it ranks sets under this classifier alone, and is no score of any other
+network. ``--sheet`` draws samples beside their nearest training images.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import _class_judge as class_judge
 from _results import RESULTS, Results, Row
 from polytok.core.contracts import Codes
 from polytok.core.errors import ConfigError
@@ -45,24 +47,50 @@ SHEET_ROWS, SHEET_COLUMNS, SHEET_PIXELS = 4, 8, 96
 
 
 class Judge:
-    """What a classifier says of images (n, 3, H, W) in [0, 1], resized to what it takes."""
+    """What a classifier says of images (n, 3, H, W) in [0, 1], resized to what it takes.
 
-    def __init__(self, model: ViTClassifier) -> None:
-        self.model = model
+    Args:
+        look: features (n, d) and class scores (n, c) of images (n, 3, size, size) in [0, 1].
+    """
+
+    def __init__(self, look: Callable[[Tensor], tuple[Tensor, Tensor]], size: int, count: int):
+        self.look, self.size, self.num_classes = look, size, count
+        self.told: Row = {}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Classes (n,) and features (n, d)."""
-        size = self.model.config.size
-        vit: Any = self.model.vit
-        classes, features = [], []
-        for part in images.split(BATCH):
-            if part.shape[-1] != size:
-                part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
-            tokens = vit.forward_features(part.clamp(0, 1) * 2 - 1)
-            features.append(vit.forward_head(tokens, pre_logits=True))
-            classes.append(vit.forward_head(tokens).argmax(-1))
-        return torch.cat(classes), torch.cat(features)
+        found = [self.look(self._resized(part).clamp(0, 1)) for part in images.split(BATCH)]
+        features, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return scores.argmax(-1), features
+
+    def _resized(self, images: Tensor) -> Tensor:
+        if images.shape[-1] == self.size:
+            return images
+        return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+
+
+def load_judge(name: str) -> Judge:
+    """The judge of a file of ``_class_judge.py``, or of a run or tag of ``vit-classifier``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if name.endswith(".safetensors"):
+        convolutional, told = class_judge.load(Path(name))
+        judge = Judge(convolutional.look, class_judge.SIZE, len(told["classes"]))
+        judge.told = told
+        return judge
+    model = api.load(name)
+    if not isinstance(model, ViTClassifier):
+        raise ConfigError(f"{name} is no classifier of images")
+    vit: Any = model.vit
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = vit.forward_features(images * 2 - 1)
+        return vit.forward_head(tokens, pre_logits=True), vit.forward_head(tokens)
+
+    return Judge(look, model.config.size, model.config.num_classes)
 
 
 @contextmanager
@@ -82,10 +110,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.generator = api.load_generator(args.generator, modality="image")
         self.codec = self.generator.codec
-        classifier = api.load(args.classifier)
-        if not isinstance(classifier, ViTClassifier):
-            raise ConfigError(f"{args.classifier} is no classifier of images")
-        self.judge = Judge(classifier)
+        self.judge = load_judge(args.classifier)
         self.train = read_split(args.train, "train", self.codec.size)
         self.val = read_split(args.val, "val", self.codec.size)
         if args.limit is not None:
@@ -95,9 +120,9 @@ class Bench:
         names = self.generator.classes
         if self.has_classes and not self.train.classes == self.val.classes == names:
             raise ConfigError(f"the generator has classes {names}, not those of the images")
-        if self.has_classes and classifier.config.num_classes != len(names):
+        if self.has_classes and self.judge.num_classes != len(names):
             raise ConfigError(
-                f"the classifier has {classifier.config.num_classes} classes, not {len(names)}"
+                f"the classifier has {self.judge.num_classes} classes, not {len(names)}"
             )
         self.options = {"cfg": args.cfg, "temperature": args.temperature}
 
@@ -269,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the rows that are not there yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--generator", required=True, help="weights tag or folder")
-    parser.add_argument("--classifier", required=True, help="folder of a vit-classifier")
+    parser.add_argument("--classifier", required=True, help="folder of a vit-classifier, or a file")
     parser.add_argument("--train", required=True, help="images that both have learnt")
     parser.add_argument("--val", required=True, help="unseen images")
     parser.add_argument("--steps", default=",".join(map(str, STEPS)))
@@ -290,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "agreement: share of samples that the classifier gives the class they were asked for",
         "generator": bench.generator.weights,
         "tokenizer": bench.codec.weights,
+        "judge": bench.judge.told,
         "cfg": config.cfg if args.cfg is None else args.cfg,
         "guidance": config.guidance,
         "temperature": config.temperature if args.temperature is None else args.temperature,

@@ -59,7 +59,7 @@ PRESETS = {
     ),
     "one-d-piece-tiny": TiTokConfig(
         size=64,
-        patch=16,
+        patch=8,
         num_latents=64,
         encoder=TINY,
         decoder=TINY,
