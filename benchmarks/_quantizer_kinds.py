@@ -41,7 +41,7 @@ WEIGHTS: Mapping[str, float] = {
 FSQ_LEVELS = {64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5)}
 FAR, WIDTH, GAUSSIANS = 100.0, 0.1, 64
 # Kinds that see directions alone.
-DIRECTIONS = ("vq cosine", "ema cosine", "cvq cosine", "ibq")
+DIRECTIONS = ("vq cosine", "ema cosine", "cvq cosine", "ibq", "ibq entropy")
 
 
 def _split(size: int) -> int:
@@ -62,6 +62,7 @@ KINDS: dict[str, Callable[[int, int, int], Bottleneck]] = {
     "ema cosine": lambda k, d, r: CosineEMAQuantizer(k, d, restart_every=r),
     "simvq": lambda k, d, r: SimVQ(k, d, restart_every=r),
     "ibq": lambda k, d, r: IBQ(k, d, restart_every=r),
+    "ibq entropy": lambda k, d, r: IBQ(k, d, restart_every=r, entropy_temperature=0.01),
     "gumbel linear": lambda k, d, r: GumbelQuantizer(k, d, restart_every=r),
     "gumbel distance": lambda k, d, r: GumbelQuantizer(
         k, d, logits=DistanceLogits(), restart_every=r

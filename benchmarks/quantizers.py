@@ -254,7 +254,7 @@ def _trained(name: str, size: int, is_well: bool, train: Tensor, test: Tensor, s
 
 def _widened(name: str, z: Tensor) -> Tensor:
     """Latents that are not quantized yet, as long as quantized ones of a kind are."""
-    is_unit = name in kinds.DIRECTIONS and name != "ibq"
+    is_unit = name in kinds.DIRECTIONS and not name.startswith("ibq")
     return nn.functional.normalize(z, dim=-1) if is_unit else z
 
 

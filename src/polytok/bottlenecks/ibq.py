@@ -109,11 +109,15 @@ class IBQ(Bottleneck):
 
     @torch.no_grad()
     def update(self, out: BottleneckOutput) -> None:
-        """Track how often codes are used (EMA of frequencies) and restart dead ones."""
+        """Track how often codes are used (EMA of frequencies) and restart dead ones.
+
+        They get the mean length of all codes: a longer one would win against nearer ones.
+        """
         found = replacements(self.usage, self.steps, out, every=self.restart_every, seed=self.seed)
         if found is not None:
             dead, vectors = found
-            self.embedding.weight[dead] = vectors.to(self.embedding.weight)
+            codes = self.embedding.weight
+            codes[dead] = to_unit(vectors.to(codes)) * codes.norm(dim=-1).mean()
 
 
 def soft_codes(z: Tensor, codes: Tensor) -> Tensor:
