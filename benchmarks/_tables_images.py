@@ -88,10 +88,10 @@ def _cell(row: Row | None, score: str, form: str, factor: float) -> str:
 
 
 def gain_table(folder: Path) -> str:
-    """How far polytok is ahead of peers, with intervals."""
+    """How far polytok is ahead of peers, with intervals, up to 192 bytes."""
     out = []
     for row in _rows("tiles", folder):
-        if row["method"].startswith(OURS):
+        if row["method"].startswith(OURS) and row["bytes"] <= LONGEST:
             for group, words in ((FLOOR, "shrunk and hashes"), (TARGET, "all peers")):
                 gains = [_gain(row[f"over {group}"][s], s) for s in GAINS]
                 name = f"{row['domain']}: {_name(row['method'])}"

@@ -20,6 +20,7 @@ from polytok.bottlenecks import (
     VectorQuantizer,
     usage,
 )
+from polytok.bottlenecks.codebook import to_unit
 from polytok.bottlenecks.gumbel import gumbel_noise
 from polytok.core.contracts import Bottleneck
 from polytok.core.errors import UnknownNameError
@@ -321,8 +322,12 @@ def test_restarts_put_dead_codes_on_inputs_and_leave_the_others(name: str) -> No
     is_dead &= torch.bincount(out.indices[0].flatten(), minlength=SIZE) == 0
     assert bool(is_dead.any())
     quantizer.update(out)
-    pool = out.stats["inputs"].flatten(0, 1)
-    reach = torch.cdist(quantizer.codes[is_dead].double(), pool.double())
+    pool, found = out.stats["inputs"].flatten(0, 1).double(), quantizer.codes[is_dead].double()
+    if name == "ibq":
+        lengths = found.float().norm(dim=-1)
+        torch.testing.assert_close(lengths, far.norm(dim=-1).mean().expand_as(lengths))
+        pool, found = to_unit(pool), to_unit(found)
+    reach = torch.cdist(found, pool)
     assert float(reach.amin(1).max()) < 1e-4
     assert len(reach.argmin(1).unique()) == int(is_dead.sum()), "each on another input"
     if "ema" not in name:
