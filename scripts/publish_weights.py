@@ -44,6 +44,7 @@ fingerprint `{fingerprint}`.
 - **Data**: {licences}
 - **Licence** of the weights: Apache-2.0.
 """
+BATCH = 64
 GAZEBO = (
     "CC-BY-3.0 shapes come from the Gazebo model collection of the Open Source\n"
     "  Robotics Foundation and its contributors."
@@ -94,8 +95,8 @@ def pictures_of(folder: Path) -> Data:
     return Data(f"{count:,} pictures", " ".join(FREE[kind] for kind in kinds))
 
 
-def image_model(run: Path, info: hub.Info) -> Ready:
-    """A tokenizer of images, or a generator of its codes, as its run left it."""
+def image_model(run: Path, info: hub.Info, pictures: Path) -> Ready:
+    """A tokenizer of images with the counts of its tokens, or a generator as its run left it."""
     if info.system == "maskgit":
         drawn = from_dict(MaskGITConfig, info.config)
         about = f"**Draws** codes of `{drawn.tokenizer}`, weights `{drawn.tokenizer_weights}`."
@@ -105,6 +106,11 @@ def image_model(run: Path, info: hub.Info) -> Ready:
         about = f"**Tokens**: {config.num_latents} of {config.codebook_size} codes a tile."
         ready = Ready(TiTok(config), config, about, "PSNR in dB of unseen pictures")
     hub.load_weights(ready.model, run)
+    if isinstance(ready.model, TiTok):
+        images = read_pictures(pictures, "train")
+        parts = torch.arange(len(images)).split(BATCH)
+        model = ready.model.eval().counted({"image": images.images(part)} for part in parts)
+        ready.model, ready.config = model, model.config
     return ready
 
 
@@ -147,7 +153,7 @@ def main() -> None:
     is_shape = registry.SYSTEMS[info.system].modality == "shape"
     data = shapes_of(args.train) if is_shape else pictures_of(args.train)
     if not is_shape:
-        ready = image_model(args.run, info)
+        ready = image_model(args.run, info, args.train)
     elif info.system == "vat-gen":
         ready = generator(args.run, info)
     else:

@@ -14,6 +14,7 @@ from contracts.cases import image_batch, take
 from polytok.core.contracts import Codes, StepContext
 from polytok.core.errors import ConfigError, PolytokError, UnknownNameError
 from polytok.core.seeding import torch_rng
+from polytok.systems.image.codec import ImageCodec
 from polytok.systems.image.one_d_piece import preset, token_contribution
 from polytok.systems.image.titok import TailDropConfig, TiTok
 
@@ -150,3 +151,27 @@ def test_published_sizes_and_rates() -> None:
         built(tail_drop=TailDropConfig(min_keep=17))
     with pytest.raises(UnknownNameError, match="one-d-piece-tin"):
         preset("one-d-piece-tin")
+
+
+def test_counted_tokens_shorten_files_by_what_each_place_says() -> None:
+    model = built()
+    whole = image_batch(48)["image"]
+    batches = [{"image": part} for part in whole.split(8)]
+    counted = model.counted(batches)
+    ids = torch.cat([model.encode(batch).indices[0] for batch in batches])
+    assert torch.equal(counted.encode(batches[0]).indices[0], ids[:8]), "it is the same model"
+    places, codes = counted.token_counts.shape
+    seen = torch.stack([torch.bincount(ids[:, k], minlength=codes) for k in range(places)])
+    shared = seen.sum(0) * (256 / seen.sum())
+    torch.testing.assert_close(counted.token_counts / 16, seen + shared, atol=1 / 32, rtol=0)
+    size = model.config.size
+    plain, better = (ImageCodec(m, size=size, name="a", weights="0" * 8) for m in (model, counted))
+    code = Codes(
+        indices=(ids[:1],),
+        meta={"size": torch.tensor([[size, size]]), "tiles": torch.ones(1, dtype=torch.int64)},
+    )
+    [short], [long] = better.pack(code), plain.pack(code)
+    assert len(short) < len(long)
+    assert torch.equal(better.unpack(short).indices[0], ids[:1])
+    with pytest.raises(ConfigError, match="no codes to count"):
+        replace(MICRO, bottleneck="gaussian", has_token_counts=True)

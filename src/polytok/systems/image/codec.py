@@ -64,15 +64,20 @@ class ImageCodec(Codec):
 
     @property
     def histograms(self) -> list[NDArray[np.int64]] | None:
-        """Counts per token position and id for range coding: the usage in training, in 2^-14 units.
+        """Counts per token position and id for range coding.
 
-        Bottlenecks that track none, such as those without a table of codes, have none.
+        The ``token_counts`` of the model; without them the usage in training, in 2^-14 units, for
+        all positions. Bottlenecks that track none, such as those without a table of codes, have
+        none.
         """
+        counts: Tensor | None = getattr(self.model, "token_counts", None)
+        if counts is not None:
+            return list(counts.cpu().numpy().astype(np.int64))
         usage = getattr(self.model.bottleneck, "usage", None)
         if usage is None:
             return None
-        counts = np.rint(usage.double().cpu().numpy() * 2**14).astype(np.int64)
-        return [counts] * self.num_tokens
+        pooled = np.rint(usage.double().cpu().numpy() * 2**14).astype(np.int64)
+        return [pooled] * self.num_tokens
 
     def encode(
         self,

@@ -51,6 +51,8 @@ class TiTokConfig:
         pixels: preset of the tokenizer whose codes the decoder predicts, and whose decoder makes
             pixels of them; "" predicts pixels.
         tail_drop: train on random prefixes, any of which then decodes; None: on whole codes.
+        has_token_counts: whether the weights hold how often each token has each code, by which
+            files are range coded, see :meth:`TiTok.counted`. To train on from such weights, set it.
     """
 
     num_latents: int
@@ -66,6 +68,7 @@ class TiTokConfig:
     layout: Literal["plain", "legacy"] = "plain"
     pixels: str = ""
     tail_drop: TailDropConfig | None = None
+    has_token_counts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("size", "patch", "num_latents", "code_dim", "codebook_size"):
@@ -73,6 +76,8 @@ class TiTokConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.size % self.patch:
             raise ConfigError(f"size={self.size} is not a multiple of patch={self.patch}")
+        if self.has_token_counts and self.bottleneck != "vq":
+            raise ConfigError(f"bottleneck={self.bottleneck!r} has no codes to count")
         keep = self.tail_drop.min_keep if self.tail_drop else 1
         if not 1 <= keep <= self.num_latents:
             raise ConfigError(f"min_keep={keep} is not within 1..{self.num_latents}")

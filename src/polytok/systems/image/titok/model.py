@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,9 @@ from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN
 from polytok.systems.classics.vqgan import VQGAN
 from polytok.systems.image.titok.config import TiTokConfig, TowerConfig
 from polytok.systems.images import images_of, scalars, start_codebook, unquantized
+
+# Of token counts: units of one, and the tokens of all places that count beside those of a place.
+COUNT_UNITS, SHARED_TOKENS = 16, 256
 
 # Tokenizers whose codes a decoder can predict; each has ``codebook`` (V, d) and a ``decoder`` of
 # latents (B, d, h, w).
@@ -105,7 +109,10 @@ class TiTok(Tokenizer):
         teacher: gives the codes of ``objective`` = ``codes``.
         criteria: frozen modules that map (decoded, image) to a scalar; their names are those of
             the losses.
+        token_counts: (K, V) int32, see :meth:`counted`; where the configuration has them.
     """
+
+    token_counts: Tensor
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
@@ -138,6 +145,9 @@ class TiTok(Tokenizer):
                 )
             self.head = CodeHead(config.decoder.dim, len(tokenizer.codebook))
             self.pixels = SoftCodes(tokenizer)
+        if config.has_token_counts:
+            counts = torch.zeros(config.num_latents, config.codebook_size, dtype=torch.int32)
+            self.register_buffer("token_counts", counts)
         self.tail_drop: PrefixDropout | None = None
         if config.tail_drop is not None:
             self.tail_drop = PrefixDropout(
@@ -183,6 +193,28 @@ class TiTok(Tokenizer):
         """Images (B, 3, H, W), unclamped, of embedded tokens (B, N, d)."""
         out = self.head(self._grid(latents, lengths))
         return out if self.pixels is None else self.pixels(out)
+
+    @torch.no_grad()
+    def counted(self, batches: Iterable[Batch]) -> TiTok:
+        """The same model, which also knows how often each of its tokens has each code.
+
+        ``token_counts`` (K, V) int32, in sixteenths. A code that a place never had in the batches
+        counts by its share of all places: a little, but not nothing.
+
+        Raises:
+            ConfigError: its tokens are continuous.
+        """
+        model = TiTok(replace(self.config, has_token_counts=True))
+        counts = torch.zeros(model.token_counts.shape, dtype=torch.float64)
+        for batch in batches:
+            (ids,) = self.encode(batch).indices
+            ids = ids.T.cpu()
+            counts.scatter_add_(1, ids, torch.ones(ids.shape, dtype=counts.dtype))
+        shared = counts.sum(0)
+        counts += shared * (SHARED_TOKENS / shared.sum().clamp(min=1))
+        state = {**self.state_dict(), "token_counts": (COUNT_UNITS * counts).round().int()}
+        model.load_state_dict(state)
+        return model.train(self.training)
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         """One step: ``ce`` on codes, or ``mse`` and ``criteria`` on pixels, and the bottleneck's.
