@@ -28,8 +28,8 @@ NAMES = {
 SCORES = {"psnr": ("PSNR, dB", ".1f", 1), "perceptual": ("perceptual distance", ".3f", 1)}
 SCORES |= {"agreement": ("classifier agreement, %", ".0f", 100), "ssim": ("SSIM", ".3f", 1)}
 SETS = {
-    "decoded": "test digits, decoded",
-    "training": "training digits",
+    "decoded": "test pictures, decoded",
+    "training": "training pictures",
     "independent": "ids drawn each alone",
 }
 ARMS = {"drop": "One-D-Piece", "no_drop": "the same without tail drop (TiTok, K = 16)"}
@@ -140,9 +140,9 @@ def tokens_table(folder: Path) -> str:
     return markdown(head, out or [[MISSING, *["–"] * (len(head) - 1)]])
 
 
-def digits_table(folder: Path) -> str:
-    """Samples of digits by number of steps, and what to compare them with."""
-    data = load("masked_generation_digits", folder)
+def samples_table(folder: Path, pictures: str) -> str:
+    """Samples of some pictures by number of steps, and what to compare them with."""
+    data = load(f"masked_generation_{pictures}", folder)
     out = []
     for row in data["rows"] if data else []:
         if "class_agreement" in row:
@@ -150,7 +150,7 @@ def digits_table(folder: Path) -> str:
             passes = str(row.get("passes", "–"))
             agreement = f"{100 * row['class_agreement']:.0f}"
             out.append([name, passes, f"{row['feature_distance']:.1f}", agreement])
-    head = ["digits", "passes", "feature distance", "class agreement, %"]
+    head = ["pictures", "passes", "feature distance", "class agreement, %"]
     return markdown(head, out or [[MISSING, *["–"] * 3]])
 
 
@@ -194,7 +194,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "image-gain": gain_table,
     "image-prefixes": prefixes_table,
     "image-coders": coders_table,
-    "image-digits": digits_table,
+    "image-digits": partial(samples_table, pictures="digits"),
+    "image-cifar10": partial(samples_table, pictures="cifar10"),
     "image-judge": judge_table,
     "image-tokens": tokens_table,
     "image-short": short_table,

@@ -13,7 +13,6 @@ give it pictures that may.
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -220,28 +219,22 @@ def _best(several: Sequence[Tried]) -> Tried:
 
 
 def of_model(
-    codec: Any,
-    pictures: Sequence[Image.Image],
-    scorer: Scorer,
-    setting: Setting,
-    tiles: int = 1,
-    prior: bitstream.SymbolModel | None = None,
+    codec: Any, pictures: Sequence[Image.Image], scorer: Scorer, setting: Setting, tiles: int = 1
 ) -> dict[int, Tried]:
-    """A codec at every budget, by the files it would write, under a prior if there is one.
+    """A codec at every budget, by the files it would write.
 
     Budgets that no file fits are left out, and those that add nothing to the one before.
     """
-    codes = [codec.encode(picture, tiles=tiles) for picture in pictures]
-    whole = [codec.pack(code, prior=prior)[0] for code in codes]
+    whole = [codec.pack(codec.encode(picture, tiles=tiles))[0] for picture in pictures]
     least = max(bitstream.sizes(codec.spec, bitstream.read_header(d).meta)[0] for d in whole)
     found: dict[int, Tried] = {}
     before: list[bytes] = []
     for budget in (b for b in setting.budgets if b >= least):
-        files = [codec.truncate(data, budget, prior=prior) for data in whole]
+        files = [codec.truncate(data, budget) for data in whole]
         if files == before and len(setting.tiles) > 1:
             break
         if files != before:
-            decoded = [codec.decode(codec.unpack(data, prior=prior))[0] for data in files]
+            decoded = [codec.decode(codec.unpack(data))[0] for data in files]
             sizes = np.array([len(data) for data in files])
             tried = Tried(scorer(decoded), sizes <= budget, float(sizes.mean()))
         found[budget], before = tried, files
@@ -323,10 +316,8 @@ def _measure(
     groups = members_of(setting)
     for model in args.model:
         codec = load_codec(model)
-        coders = [None, api.prior_of(codec)] if model in args.prior else [None]
-        for count, prior in itertools.product(setting.tiles, coders):
+        for count in setting.tiles:
             words = "" if setting.tiles == (1,) else f" {count} tiles"
-            words += ", prior" if prior else ""
             rows += [
                 {
                     **head,
@@ -339,7 +330,7 @@ def _measure(
                         for g, members in groups.items()
                     },
                 }
-                for budget, one in of_model(codec, pictures, scorer, setting, count, prior).items()
+                for budget, one in of_model(codec, pictures, scorer, setting, count).items()
             ]
     _replace(results, rows)
     report(rows)
@@ -554,8 +545,7 @@ def protocol(setting: Setting, **extra: Any) -> Row:
         "one byte a character. What does not fit scores as the mean colour of the picture. direct "
         "= webp, avif, jpeg; small = small-*; hash = both hashes; all = these, picture by picture "
         "the file of highest PSNR. webp-lossless stands aside: equal pictures count as 100 dB. "
-        "polytok: the longest prefix of a file that fits; with prior, coded under the generator of "
-        "the weights, which a reader needs too. 'over X': mean gain, better being "
+        "polytok: the longest prefix of a file that fits. 'over X': mean gain, better being "
         "positive, with its 95% bootstrap interval over sources, over X or the method in it that "
         "is best by the mean of that score",
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -586,7 +576,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--judge-steps", type=int, default=2500)
     parser.add_argument("--kodak", type=Path, help="zip of its PNG, for that part")
     parser.add_argument("--model", nargs="*", default=[], help="weights tags or folders")
-    parser.add_argument("--prior", nargs="*", default=[], help="models that have a generator")
     parser.add_argument("--limit", type=int, default=200, help="pictures of each folder")
     parser.add_argument("--work", type=Path, required=True, help="keeps the judge and peers' files")
     parser.add_argument("--sheet", type=Path, default=ROOT / "docs" / "images-sheet.png")
