@@ -53,7 +53,9 @@ class Judge:
         look: features (n, d) and class scores (n, c) of images (n, 3, size, size) in [0, 1].
     """
 
-    def __init__(self, look: Callable[[Tensor], tuple[Tensor, Tensor]], size: int, count: int):
+    def __init__(
+        self, look: Callable[[Tensor], tuple[Tensor, Tensor]], size: int, count: int
+    ) -> None:
         self.look, self.size, self.num_classes = look, size, count
         self.told: Row = {}
 

@@ -106,7 +106,9 @@ def test_what_cannot_be_prepared_from(tmp_path: Path) -> None:
 def test_interrupting_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     source, out = fill(tmp_path / "in", count=40), tmp_path / "out"
     code = (
-        "import sys; from polytok.data.prepared import prepare_folder\n"
+        "import signal, sys; from polytok.data.prepared import prepare_folder\n"
+        # Whoever runs the tests in the background may have SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "if __name__ == '__main__':\n"
         "    prepare_folder(sys.argv[1], sys.argv[2], processes=2, progress=False)\n"
     )
