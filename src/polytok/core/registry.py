@@ -300,11 +300,11 @@ WEIGHTS: dict[str, Weights] = {
     "one-d-piece-tiny.free": Weights(
         preset="one-d-piece-tiny",
         path="one-d-piece-tiny.free",
-        fingerprint="e1fba209",
+        fingerprint="9af3c9d6",
         notice="learnt from emoji, icons and renders of shapes, not from photos",
     ),
     "one-d-piece-tiny-gen.free": Weights(
-        preset="one-d-piece-tiny-gen", path="one-d-piece-tiny-gen.free", fingerprint="8e6ad80a"
+        preset="one-d-piece-tiny-gen", path="one-d-piece-tiny-gen.free", fingerprint="afd88a4c"
     ),
 }
 
