@@ -8,27 +8,22 @@ It is built and trained unlike the classifiers and tokenizers of the package, an
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from polytok.core.errors import PolytokError
-from polytok.core.files import atomic_path
+from _image_judges import accuracy, keep
 from polytok.core.seeding import torch_rng
 from polytok.data.images import EpochOrder, LabelledImages, read_labelled
 
 SIZE = 32
 FILTERS = 12  # of the whitening, each with its negative
 WIDTHS = (32, 96, 128)
-BATCH, TESTED = 256, 500
+BATCH = 256
 LR, DECAY, WARM_SHARE = 4e-3, 0.02, 0.15
 SMOOTHING, SHIFT = 0.1, 2
 SEED = 9001  # no training of the repository uses it
@@ -121,38 +116,6 @@ def moved_images(images: Tensor, rng: torch.Generator) -> Tensor:
         some = (moves == torch.tensor([top, left])).all(1)
         out[some] = padded[some, :, top : top + height, left : left + width]
     return torch.where(turned[:, None, None, None], out.flip(-1), out)
-
-
-@torch.inference_mode()
-def accuracy(judge: ClassJudge, images: LabelledImages) -> float:
-    """Share of images that get their label."""
-    parts = range(0, len(images), TESTED)
-    found = [judge(images.images(slice(i, i + TESTED))).argmax(-1) for i in parts]
-    return float((torch.cat(found) == images.labels).float().mean())
-
-
-def keep(judge: ClassJudge, told: dict[str, Any], path: Path) -> None:
-    """Write a judge, and what is to be told of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.contiguous() for name, value in judge.state_dict().items()}
-    with atomic_path(path) as aside:
-        save_file(state, aside, {"told": json.dumps(told)})
-
-
-def load(path: Path) -> tuple[ClassJudge, dict[str, Any]]:
-    """A kept judge, and what is told of it.
-
-    Raises:
-        PolytokError: there is none.
-    """
-    if not path.is_file():
-        raise PolytokError(f"{path} is missing; benchmarks/_class_judge.py makes one")
-    with safe_open(path, "pt") as file:
-        told: dict[str, Any] = json.loads(file.metadata()["told"])
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    judge = ClassJudge(len(told["classes"]))
-    judge.load_state_dict(state)
-    return judge.eval().requires_grad_(False), told
 
 
 def main(argv: Sequence[str] | None = None) -> None:

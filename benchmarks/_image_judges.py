@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ LR, DECAY = 3e-3, 0.05
 WARM_STEPS = 50
 WHOLE_SHARE = 0.06  # of the steps
 SEED = 7001  # no training of the repository uses it
+
+AnyJudge = TypeVar("AnyJudge", bound=nn.Module)
 
 
 class Judge(nn.Module):
@@ -146,31 +148,37 @@ def _changed(images: Tensor, rng: torch.Generator, *, is_mirrored: bool) -> Tens
 
 
 @torch.inference_mode()
-def accuracy(judge: Judge, images: LabelledImages, first: int) -> float:
+def accuracy(judge: nn.Module, images: LabelledImages, first: int = 0) -> float:
     """Share of images that get their label; ``first`` is the number of their first class."""
     parts = range(0, len(images), 4 * BATCH)
     found = [judge(images.images(slice(i, i + 4 * BATCH))).argmax(-1) for i in parts]
     return float((torch.cat(found) == images.labels + first).float().mean())
 
 
-def keep(judge: Judge, told: dict[str, Any], path: Path) -> None:
+def keep(judge: nn.Module, told: dict[str, Any], path: Path) -> None:
     """Write a judge, and what is to be told of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value.contiguous() for name, value in judge.state_dict().items()}
     with atomic_path(path) as aside:
-        save_file(judge.state_dict(), aside, {"told": json.dumps(told)})
+        save_file(state, aside, {"told": json.dumps(told)})
 
 
-def load_judge(path: Path) -> tuple[Judge, dict[str, Any]]:
+def load_judge(
+    path: Path, kind: Callable[[int], AnyJudge], maker: str
+) -> tuple[AnyJudge, dict[str, Any]]:
     """A kept judge, and what is told of it.
+
+    Args:
+        kind: builds it, of a number of classes. maker: what makes it, if it is missing.
 
     Raises:
         PolytokError: there is none.
     """
     if not path.is_file():
-        raise PolytokError(f"{path} is missing; run --parts judge first")
+        raise PolytokError(f"{path} is missing; run {maker} first")
     with safe_open(path, "pt") as file:
         told: dict[str, Any] = json.loads(file.metadata()["told"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    judge = Judge(len(told["classes"]))
+    judge = kind(len(told["classes"]))
     judge.load_state_dict(state)
     return judge.eval().requires_grad_(False), told

@@ -272,7 +272,7 @@ def _by_source(values: NDArray[np.float64], names: Sequence[str]) -> list[float]
 
 def tiles(args: argparse.Namespace) -> None:
     """Held-back pictures of one tile at every budget."""
-    judge, told = judges.load_judge(args.work / JUDGE)
+    judge, told = judges.load_judge(args.work / JUDGE, judges.Judge, "--parts judge")
     about = protocol(TILES, judge=told, limit=args.limit)
     results = _results_of("tiles", about, args, ("domain", "bytes", "method"))
     for folder in args.pictures:
@@ -283,7 +283,7 @@ def tiles(args: argparse.Namespace) -> None:
 
 def kodak(args: argparse.Namespace) -> None:
     """Whole photos at every budget, cut into several numbers of tiles."""
-    judge, told = judges.load_judge(args.work / JUDGE)
+    judge, told = judges.load_judge(args.work / JUDGE, judges.Judge, "--parts judge")
     about = protocol(KODAK, judge=told, limit=args.limit)
     results = _results_of("kodak", about, args, ("domain", "bytes", "method"))
     names, pictures = _read_zip(args.kodak)

@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 import _class_judge as class_judge
+from _image_judges import load_judge as load_kept
 from _results import RESULTS, Results, Row
 from polytok.core.contracts import Codes
 from polytok.core.errors import ConfigError
@@ -79,8 +80,8 @@ def load_judge(name: str) -> Judge:
         ConfigError: it is neither.
     """
     if name.endswith(".safetensors"):
-        convolutional, told = class_judge.load(Path(name))
-        judge = Judge(convolutional.look, class_judge.SIZE, len(told["classes"]))
+        kept, told = load_kept(Path(name), class_judge.ClassJudge, "benchmarks/_class_judge.py")
+        judge = Judge(kept.look, class_judge.SIZE, len(told["classes"]))
         judge.told = told
         return judge
     model = api.load(name)

@@ -29,7 +29,8 @@ def test_a_judge_learns_classes_and_comes_back_from_its_file(
             picture.save(tmp_path / "images" / name / f"{i}.png")
     images, out = tmp_path / "images", tmp_path / "judge.safetensors"
     judges.main(["--train", str(images), "--test", str(images), "--epochs", "8", "--out", str(out)])
-    judge, told = judges.load(out)
+    kept = importlib.import_module("_image_judges")
+    judge, told = kept.load_judge(out, judges.ClassJudge, "it")
     assert told["accuracy"] == 1.0 and told["classes"] == sorted(COLOURS)
     found = judges.read_labelled(images, judges.SIZE)
     assert judges.accuracy(judge, found) == 1.0
@@ -42,6 +43,6 @@ def test_a_judge_learns_classes_and_comes_back_from_its_file(
 
 def test_a_missing_judge_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    judges = importlib.import_module("_class_judge")
+    generation = importlib.import_module("masked_generation")
     with pytest.raises(PolytokError, match="missing"):
-        judges.load(tmp_path / "none.safetensors")
+        generation.load_judge(str(tmp_path / "none.safetensors"))
