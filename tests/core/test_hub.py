@@ -98,6 +98,13 @@ def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
         assert message in str(caught.value) and "\n" not in str(caught.value)
     # A refused file changes nothing.
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    # What may be missing is said, and stays.
+    save_file({k: v + 1 for k, v in state.items() if k != "usage"}, tmp_path / hub.WEIGHTS)
+    assert hub.load_weights(net, tmp_path, lacking="us*") == ["usage"]
+    assert torch.equal(net.usage, before["usage"])
+    assert torch.equal(net.layer.weight, before["layer.weight"] + 1)
+    with pytest.raises(WeightsError, match="1 tensors missing"):
+        hub.load_weights(net, tmp_path, lacking="layer.*")
 
 
 class Trap:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,8 +93,14 @@ def save_tensors(
     return fingerprint(folder)
 
 
-def load_weights(module: nn.Module, folder: StrPath) -> None:
+def load_weights(module: nn.Module, folder: StrPath, *, lacking: str = "") -> list[str]:
     """Fill a module with the tensors of a model folder, in the module's own dtypes.
+
+    Args:
+        lacking: glob of names that the file may lack; these tensors stay as they are.
+
+    Returns:
+        Names that the file lacks, sorted.
 
     Raises:
         WeightsError: the file is missing or damaged, or its names or shapes differ.
@@ -107,7 +114,8 @@ def load_weights(module: nn.Module, folder: StrPath) -> None:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {one_line(error)}") from error
     own = module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors), sorted(tensors.keys() - own)
+    lacks, unknown = sorted(own.keys() - tensors), sorted(tensors.keys() - own)
+    missing = [name for name in lacks if not fnmatchcase(name, lacking)]
     if missing or unknown:
         raise WeightsError(
             f"{path} does not fit: {len(missing)} tensors missing {missing[:3]}, "
@@ -118,7 +126,9 @@ def load_weights(module: nn.Module, folder: StrPath) -> None:
             raise WeightsError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
             )
-    module.load_state_dict({n: t.to(own[n].dtype) for n, t in tensors.items()})
+    found = {n: t.to(own[n].dtype) for n, t in tensors.items()}
+    module.load_state_dict(found, strict=not lacks)
+    return lacks
 
 
 def fingerprint(folder: StrPath) -> str:

@@ -84,6 +84,14 @@ class Block(nn.Module):
         x = x + self.attention(y, y, mask=mask)
         return x + self.mlp(self.norm_mlp(x))
 
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Let the block add nothing until it is trained: a deeper network starts as the shallower
+        one did (Net2Net, arXiv 1511.05641)."""
+        for layer in (self.attention.out, self.mlp.down):
+            layer.weight.zero_()
+            layer.bias.zero_()
+
 
 class CrossBlock(nn.Module):
     """Cross-attention from queries to a context, then feed-forward, both pre-LN with residuals."""

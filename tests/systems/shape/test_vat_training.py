@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 import trimesh
 
 from polytok.core import registry
-from polytok.core.errors import ConfigError
+from polytok.core.errors import ConfigError, WeightsError
 from polytok.data.prepared import prepare_folder
 from polytok.systems import api
+from polytok.systems.shape.vat.model import VAT
 from polytok.systems.shape.vat.training import STAGES, prepare_training
 from polytok.training import Recipe
 
@@ -93,6 +95,31 @@ def test_a_recipe_trains_stops_continues_and_loads(prepared: Path, tmp_path: Pat
     meta = {"centre": torch.zeros(1, 3), "scale": torch.ones(1)}
     [data] = first.pack(type(codes)(indices=codes.indices, meta=meta))
     assert torch.equal(second.unpack(data).indices[-1], codes.indices[-1])
+
+
+def test_a_deeper_model_starts_as_the_shallower_one(prepared: Path, tmp_path: Path) -> None:
+    api.train(TINY, tmp_path / "run", overrides(prepared), minutes=0)
+    old = api.load(tmp_path / "run").model
+    recipe = Recipe.read(TINY)
+    data = type(recipe.data)(train=str(prepared))
+
+    def started(**layers: int) -> VAT:
+        config = {"codebook_size": 16, **layers}
+        changes = {"data": data, "config": config, "init": str(tmp_path / "run")}
+        return prepare_training(replace(recipe, **changes)).model.eval()
+
+    new = started(encoder_layers=3, decoder_layers=2)
+    assert (len(new.encoder.blocks), len(new.decoder.blocks)) == (3, 2)
+    points = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    batch = {"points": points, "normals": torch.nn.functional.normalize(points, dim=-1)}
+    with torch.no_grad():
+        latents = [m.bottleneck.gaussian(m.encoder(**batch)).latents for m in (old, new)]
+        logits = [m.field(z)(points) for m, z in zip((old, new), latents, strict=True)]
+    assert torch.equal(latents[0], latents[1]) and torch.equal(logits[0], logits[1])
+    # What the new blocks lack is only what they add: their way in is as random as that of any.
+    assert new.encoder.blocks[2].mlp.up.weight.std() > 0
+    with pytest.raises(WeightsError, match="unknown"):
+        started(latent_layers=0)
 
 
 def test_stages_switch_sampling_and_quantization(prepared: Path) -> None:

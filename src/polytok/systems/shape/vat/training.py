@@ -16,6 +16,7 @@ from polytok.core.contracts import Batch, Stage, Tokenizer
 from polytok.core.errors import ConfigError
 from polytok.data.prepared import PreparedFolder, prepare_folder
 from polytok.data.shapes import ShapeSampling, ShapeSource
+from polytok.layers import Block
 from polytok.metrics.collapse import LossScale, record_moments, reports_of
 from polytok.systems.shape.vat.config import preset
 from polytok.systems.shape.vat.model import VAT
@@ -81,7 +82,11 @@ def prepare_training(recipe: Recipe) -> VATTraining:
     torch.manual_seed(recipe.train.seed)
     model = VAT(config)
     if recipe.init:
-        hub.load_weights(model, api.find_weights(recipe.init)[0])
+        # Weights of fewer blocks will do: the new ones come last and add nothing at first.
+        lacks = hub.load_weights(model, api.find_weights(recipe.init)[0], lacking="*.blocks.*")
+        for name, module in model.named_modules():
+            if isinstance(module, Block) and f"{name}.mlp.down.weight" in lacks:
+                module.silence()
     taken = {"num_points", "sharp_fraction"} & set(recipe.sampling)
     if taken:
         raise ConfigError(f"set {', '.join(sorted(taken))} under [config], not under [sampling]")
