@@ -50,3 +50,30 @@ def test_arguments_stay_as_they_are(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     bias = torch.zeros(5, 7)
     attend(*qkv, mask=(torch.arange(7) < 4)[None], bias=bias)
     assert not bool(bias.any())
+
+
+@pytest.mark.parametrize("kind", ["none", "mask", "bias"])
+def test_training_in_bf16_agrees_with_the_formula(
+    qkv: tuple[Tensor, Tensor, Tensor], kind: str
+) -> None:
+    mask = torch.arange(35).reshape(5, 7) % 3 > 0
+    bias = torch.randn(3, 5, 7)
+    options = {"none": {}, "mask": {"mask": mask}, "bias": {"bias": bias}}[kind]
+    added = {"none": 0.0, "mask": torch.zeros(5, 7).masked_fill(~mask, float("-inf")), "bias": bias}
+    exact = [x.clone().requires_grad_() for x in qkv]
+    plain(*exact, added[kind]).square().sum().backward()
+    halves = [x.bfloat16().requires_grad_() for x in qkv]
+    out = attend(*halves, **options)
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    for half, whole in zip(halves, exact, strict=True):
+        error = (half.grad - whole.grad).norm() / whole.grad.norm()
+        assert error < 0.03
+
+
+def test_dropout_in_bf16_keeps_the_mean() -> None:
+    q = torch.zeros(1, 1, 1, 8).bfloat16().requires_grad_()
+    k, v = torch.zeros(1, 1, 4096, 8).bfloat16(), torch.ones(1, 1, 4096, 8).bfloat16()
+    dropped = attend(q, k, v, dropout=0.5).detach()
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.1)
+    assert not attend(q, k, v, dropout=1.0).detach().any()

@@ -12,13 +12,16 @@ from polytok.training.schedule import parameter_groups
 from training._stub import STAGE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8), (3, 16, 16)])
-def test_singular_values_become_nearly_one(shape: tuple[int, ...]) -> None:
+def test_singular_values_become_nearly_one(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     matrix = torch.randn(shape) * 1e-3
-    found = torch.linalg.svdvals(orthogonalised(matrix))
+    orthogonal = orthogonalised(matrix, dtype)
+    assert orthogonal.dtype == matrix.dtype
+    found = torch.linalg.svdvals(orthogonal)
     assert 0.6 < float(found.min()) <= float(found.max()) < 1.3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    cosine = torch.cosine_similarity((left @ right).flatten(), orthogonalised(matrix).flatten(), 0)
+    cosine = torch.cosine_similarity((left @ right).flatten(), orthogonal.flatten(), 0)
     assert float(cosine) > 0.97, "the singular vectors stay"
 
 

@@ -151,6 +151,7 @@ class _Run:
                 model, self.parameters, self.plan.stages, config.weight_decay, config.muon
             ),
             scale=config.muon_scale,
+            dtype=torch.bfloat16 if self.precision == "bf16" else torch.float32,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,

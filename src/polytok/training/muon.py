@@ -13,15 +13,17 @@ MOMENTUM = 0.95
 QUINTIC, ROUNDS = (3.4445, -4.7750, 2.0315), 5
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (..., A, B) with singular values near 1, in [0.7, 1.2].
 
-    In fp32: torch's own ``torch.optim.Muon`` uses bf16, which a CPU may only imitate.
+    Args:
+        dtype: computed in. torch's own ``torch.optim.Muon`` always uses bf16, which a CPU may only
+            imitate.
     """
     a, b, c = QUINTIC
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = (matrix.mT if is_tall else matrix).float()
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(ROUNDS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -36,11 +38,19 @@ class Muon(torch.optim.AdamW):
 
     Args:
         scale: of the steps of orthogonal groups.
+        dtype: in which momentum is made orthogonal.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, scale: float, **adamw: Any) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        scale: float,
+        dtype: torch.dtype = torch.float32,
+        **adamw: Any,
+    ) -> None:
         super().__init__(groups, **adamw)
-        self.scale = scale
+        self.scale, self.dtype = scale, dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -69,4 +79,5 @@ class Muon(torch.optim.AdamW):
             parts = ahead.unflatten(0, (-1, columns)) if rows == 3 * columns else ahead[None]
             size = 0.2 * max(parts.shape[-2:]) ** 0.5 * self.scale * group["lr"]
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(size * orthogonalised(parts).reshape(parameter.shape))
+            steps = orthogonalised(parts, self.dtype)
+            parameter.sub_(size * steps.reshape(parameter.shape))
