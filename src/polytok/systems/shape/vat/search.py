@@ -100,7 +100,8 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Not in every torch of the range.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
+    is_fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return device.type == "cpu" and bool(is_fast)
 
 
 class _Search:
