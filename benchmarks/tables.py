@@ -37,8 +37,16 @@ from polytok.metrics import bootstrap_mean
 
 MISSING = "not measured yet"
 MODEL = "vat-512b-small"
+MODELS = {"polytok": MODEL, "polytok, shapes2": f"{MODEL}.shapes2"}
 SPLITS = ("val", "val-unseen")
 LIMITS = (128, 256, 512)
+RUNG_SCORES = {
+    "loss": "loss",
+    "near_iou": "IoU on queries",
+    "v_iou": "V-IoU",
+    "f_002": "F@0.02",
+    "f_001": "F@0.01",
+}
 LN2 = math.log(2)
 CURVE = "training_curve"
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
@@ -74,14 +82,15 @@ def _weights_of(system: registry.System) -> str:
 
 def rate_table(folder: Path) -> str:
     """F at whole files of at most so many bytes."""
-    files = sorted(folder.glob(f"shape_rd_polytok_{MODEL}_effort*.json"))
-    ours = [row for path in files for row in rows_of(path.stem, folder)]
     draco = rows_of("shape_rd_draco", folder)
     out = []
-    for effort in sorted({row["effort"] for row in ours}) or [0]:
-        for limit in LIMITS:
-            label = f"polytok, effort {effort}"
-            out.append([label, f"<= {limit}", *_scores(_longest(ours, effort, limit))])
+    for label, model in MODELS.items():
+        files = sorted(folder.glob(f"shape_rd_polytok_{model}_effort*.json"))
+        ours = [row for path in files for row in rows_of(path.stem, folder)]
+        for effort in sorted({row["effort"] for row in ours}):
+            for limit in LIMITS:
+                name = f"{label}, effort {effort}"
+                out.append([name, f"<= {limit}", *_scores(_longest(ours, effort, limit))])
     for size in (*LIMITS, 1024):
         at = [row for row in draco if row["max_bytes"] == size]
         out.append(["decimation + Draco", f"<= {size}", *_scores(at)])
@@ -106,6 +115,19 @@ def _longest(rows: Sequence[Row], effort: int, limit: int) -> list[Row]:
             longer = key not in best or row["levels"] > best[key]["levels"]
             best[key] = row if longer else best[key]
     return list(best.values())
+
+
+def ladder_table(folder: Path) -> str:
+    """Mean scores of every rung between the code that ships and the solid itself."""
+    out = []
+    for label, model in MODELS.items():
+        rows = rows_of(f"shape_ladder_{model}", folder)
+        for rung in dict.fromkeys(row["rung"] for row in rows):
+            at = [row for row in rows if row["rung"] == rung]
+            means = [f"{mean(row[n] for row in at):.3f}" for n in RUNG_SCORES]
+            out.append([label, rung, str(len(at)), *means])
+    head = ["model", "rung", "shapes", *RUNG_SCORES.values()]
+    return markdown(head, out or [[MISSING, *["–"] * (len(head) - 1)]])
 
 
 def speed_table(folder: Path) -> str:
@@ -295,7 +317,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "systems": systems_table,
     "rate": rate_table,
     "speed": speed_table,
+    "ladder": ladder_table,
     "training": partial(training_table, preset=MODEL),
+    "training-deeper": partial(training_table, preset=f"{MODEL}.shapes2"),
     "training-4kb": partial(training_table, preset="vat-4kb-small"),
     "prefixes": prefixes_table,
     "generator-sizes": sizes_table,
@@ -354,7 +378,8 @@ def keep_curve(preset: str, metrics: Path, folder: Path = RESULTS) -> int:
             rows.append({"samples": record["samples"], **loss, **record["val"]})
     if not rows:
         raise PolytokError(f"{metrics} has no validation")
-    lines = ",\n".join(json.dumps({k: round(v, 5) for k, v in row.items()}) for row in rows)
+    kept = [{k: round(v, 5) for k, v in row.items() if not isinstance(v, str)} for row in rows]
+    lines = ",\n".join(json.dumps(row) for row in kept)
     write_text(folder / f"{CURVE}_{preset}.json", f'{{"rows": [\n{lines}\n]}}\n')
     return len(rows)
 

@@ -60,7 +60,9 @@ def test_check_tells_and_writing_mends(
     assert text.endswith("|\n<!-- /table -->\nafter\n") and "old" not in text
 
 
-@pytest.mark.parametrize("name", ["rate", "speed", "training", "prefixes", "ablations-30k"])
+@pytest.mark.parametrize(
+    "name", ["rate", "ladder", "speed", "training", "prefixes", "ablations-30k"]
+)
 def test_nothing_measured_says_so(tables: ModuleType, tmp_path: Path, name: str) -> None:
     text = tables.filled(marked(name), tmp_path)
     assert tables.MISSING in text
@@ -89,13 +91,29 @@ def test_rate_takes_the_longest_prefix_that_fits(tables: ModuleType, tmp_path: P
     assert got["polytok, effort 0", "<= 512"][1].startswith("0.350 ")
     assert got["polytok, effort 0", "<= 512"][2] == tables.MISSING  # no row of val-unseen
     assert got["decimation + Draco", "<= 512"] == [tables.MISSING] * 4
+    write(tmp_path, "shape_rd_polytok_vat-512b-small.shapes2_effort0", ours[:1])
+    rows = cells(tables.filled(marked("rate"), tmp_path))
+    assert [r[2][:5] for r in rows if r[0] == "polytok, shapes2, effort 0"] == ["0.200"] * 3
+
+
+def test_a_ladder_keeps_the_order_of_its_rungs(tables: ModuleType, tmp_path: Path) -> None:
+    scores = {"loss": 0.5, "near_iou": 0.25, "v_iou": 0.5, "f_002": 0.75, "f_001": 0.5}
+    rows = [
+        {"split": "val", "shape": shape, "rung": rung, **scores, "f_002": f}
+        for shape, f in (("a", 0.5), ("b", 1.0))
+        for rung in ("means", "code")
+    ]
+    write(tmp_path, "shape_ladder_vat-512b-small", rows)
+    found = cells(tables.filled(marked("ladder"), tmp_path))
+    assert [row[:3] for row in found] == [["polytok", "means", "2"], ["polytok", "code", "2"]]
+    assert found[0][3:] == ["0.500", "0.250", "0.500", "0.750", "0.500"]
 
 
 def test_a_curve_comes_from_the_run(tables: ModuleType, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     records = [
         {"samples": 8, "losses": {"rec": 1.0}},
-        {"samples": 1600, "val": {"iou_latent": 0.25}},
+        {"samples": 1600, "val": {"iou_latent": 0.25, "collapse": "None."}},
     ]
     metrics.write_text("".join(json.dumps(r) + "\n" for r in records))
     assert tables.keep_curve("vat-4kb-small", metrics, tmp_path) == 1
