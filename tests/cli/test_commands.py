@@ -58,6 +58,27 @@ def test_a_cut_file_decodes_only_when_asked(
     assert "whole scales" in capsys.readouterr().err
 
 
+def test_a_search_betters_the_scales_that_fit(
+    model: Path, box: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from polytok.systems import api
+
+    codec = api.load_codec(model)
+    sizes = [
+        len(codec.pack(codec.encode(box, levels=n), coder="raw")[0])
+        for n in range(1, 1 + len(codec.spec.levels))
+    ]
+    files = []
+    for effort in (0, 1):
+        out = tmp_path / f"{effort}.ptk"
+        options = ("--bytes", sizes[1], "--coder", "raw", "--effort", effort)
+        assert run("encode", box, "-o", out, "--model", model, *options) == 0
+        files.append(out.read_bytes())
+        assert len(codec.unpack(files[-1]).indices) == 2
+    assert files[0] == codec.pack(codec.encode(box, levels=2), coder="raw")[0]
+    assert files[1] == codec.pack(codec.encode(box, levels=2, effort=1), coder="raw")[0]
+
+
 def test_nothing_is_replaced_silently(code: Path, model: Path, box: Path) -> None:
     before = code.read_bytes()
     assert run("encode", box, "-o", code, "--model", model, "--seed", 1) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from polytok.cli.convert import convert
 from polytok.cli.generation import CFG
 from polytok.cli.transfer import transfer
 from polytok.core.errors import PolytokError
+
+if TYPE_CHECKING:
+    from polytok.core.contracts import Codes
 
 DEFAULT_GENERATOR = "vat-512b-small-gen"
 
@@ -117,9 +120,14 @@ def encode(
     symbols = api.prior_of(codec, prior, text) if coder == "prior" else None
     static = "auto" if symbols else coder
 
+    def pack(codes: Codes) -> bytes:
+        return codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
+
+    if max_bytes is not None and effort:
+        given["fit"] = lambda codes: kind.count(codec, codec.unpack(pack(codes), prior=symbols))
+
     def work(source: Path, target: Path) -> dict[str, Any]:
-        codes = kind.encode(codec, source, **given)
-        data = codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
+        data = pack(kind.encode(codec, source, **given))
         write_bytes(target, data, force=force)
         return {"bytes": len(data), "source_bytes": source.stat().st_size}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,21 @@ RESOLUTION = 128
 Row = dict[str, Any]
 
 
-def encode(codec: ShapeCodec, source: Path, *, effort: int = 0, seed: int = 0) -> Codes:
-    """Encode a mesh file, and say what of it is left out."""
+def encode(
+    codec: ShapeCodec,
+    source: Path,
+    *,
+    effort: int = 0,
+    seed: int = 0,
+    fit: Callable[[Codes], int] | None = None,
+) -> Codes:
+    """Encode a mesh file, and say what of it is left out.
+
+    ``fit`` counts the scales of a code that its file may hold: a search betters just these.
+    """
     show.dropped(source)
-    return codec.encode(source, effort=effort, seed=seed)
+    levels = fit(codec.encode(source, seed=seed)) if effort and fit else None
+    return codec.encode(source, effort=effort, levels=levels, seed=seed)
 
 
 def decode(

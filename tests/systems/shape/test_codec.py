@@ -206,6 +206,20 @@ def test_samples_have_the_shares_of_training(codec: ShapeCodec) -> None:
     assert len(set(drawn)) == len(drawn)  # without replacement
 
 
+def test_a_code_of_some_scales(codec: ShapeCodec) -> None:
+    whole = codec.encode(box())
+    for levels in (1, 3):
+        short = codec.encode(box(), levels=levels)
+        assert same(short, whole.prefix(levels=levels))
+        searched = codec.encode(box(), levels=levels, effort=1)
+        assert [i.shape for i in searched.indices] == [i.shape for i in short.indices]
+        [data] = codec.pack(searched)
+        assert same(codec.unpack(data), searched)
+    for levels in (0, 5):
+        with pytest.raises(PolytokError, match=rf"levels={levels} is not within 1..4"):
+            codec.encode(box(), levels=levels)
+
+
 @pytest.mark.parametrize("effort", [-1, MAX_EFFORT + 1])
 def test_effort_has_bounds(codec: ShapeCodec, effort: int) -> None:
     with pytest.raises(PolytokError, match=rf"effort={effort} is not within 0..9"):

@@ -80,6 +80,24 @@ def test_progress_is_told(model: VAT, task: tuple[Tensor, Tensor, Tensor]) -> No
     assert told == [(n, PATH[1][0]) for n in range(1, PATH[1][0] + 1)]
 
 
+def test_a_code_of_fewer_scales_is_better_than_a_prefix(
+    monkeypatch: pytest.MonkeyPatch, model: VAT, task: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    monkeypatch.setattr(search, "PATH", ((0, 0), (20, 0), (20, 4)))
+    for effort in (1, 2):
+        whole = refine(model, *task, effort=effort)
+        short = refine(model, *task, effort=effort, levels=2)
+        assert [ids.shape for ids in short.indices] == [(1, n) for n in model.config.slots[:2]]
+        assert short.objective < score(model, whole.indices[:2], *task[1:])
+        assert score(model, short.indices, *task[1:]) == pytest.approx(short.objective, rel=1e-5)
+
+
+@pytest.mark.parametrize("levels", [0, 5])
+def test_scales_have_bounds(model: VAT, task: tuple[Tensor, Tensor, Tensor], levels: int) -> None:
+    with pytest.raises(PolytokError, match=rf"levels={levels} is not within 1..4"):
+        refine(model, *task, effort=0, levels=levels)
+
+
 @pytest.mark.parametrize("effort", [-1, len(PATH)])
 def test_effort_has_bounds(model: VAT, task: tuple[Tensor, Tensor, Tensor], effort: int) -> None:
     with pytest.raises(PolytokError, match=rf"effort={effort} is not within"):
@@ -117,7 +135,7 @@ def test_a_round_finds_the_id_that_was_spoilt(model: VAT) -> None:
     sdf = (0.5 - occupancy) * 2 * model.config.band
     spoilt = [ids.clone() for ids in truth]
     spoilt[1][0, 2] = (spoilt[1][0, 2] + 7) % model.config.codebook_size
-    run = search._Search(model, queries, sdf, torch.Generator().manual_seed(0))
+    run = search._Search(model, queries, sdf, torch.Generator().manual_seed(0), len(truth))
     floor = float(run.losses(quantizer.embed(truth)))
     start = run.offer(tuple(spoilt))
     for number in range(12):

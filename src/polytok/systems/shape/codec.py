@@ -55,13 +55,19 @@ class ShapeCodec(Codec):
         return [np.rint(row.cpu().numpy() * 2**14).astype(np.int64) for row in usage]
 
     def encode(
-        self, signals: Signal | Sequence[Signal], *, effort: int = 0, seed: int = 0
+        self,
+        signals: Signal | Sequence[Signal],
+        *,
+        effort: int = 0,
+        levels: int | None = None,
+        seed: int = 0,
     ) -> Codes:
         """Encode a mesh, a path, or a list of them.
 
         Args:
             signals: ``trimesh.Trimesh`` in any units, or a file that signals.mesh reads.
             effort: 0 is the feed-forward code; up to 9 refines it against the shape's field.
+            levels: scales of the code; all if None. The search then betters a code of so many.
             seed: of the surface samples and the search.
 
         Raises:
@@ -69,12 +75,15 @@ class ShapeCodec(Codec):
         """
         if not 0 <= effort <= MAX_EFFORT:
             raise PolytokError(f"effort={effort} is not within 0..{MAX_EFFORT}")
+        most = len(self.spec.levels)
+        if levels is not None and not 1 <= levels <= most:
+            raise PolytokError(f"levels={levels} is not within 1..{most}")
         items = (
             [signals] if isinstance(signals, (trimesh.Trimesh, str, PathLike)) else list(signals)
         )
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
-        return Codes.cat([self._encode_one(item, effort, seed) for item in items])
+        return Codes.cat([self._encode_one(item, effort, levels or most, seed) for item in items])
 
     def decode(
         self,
@@ -119,12 +128,12 @@ class ShapeCodec(Codec):
         mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
         return self._batch(meshes.surface(meshes.solidify(mesh), seed=seed), seed)
 
-    def _encode_one(self, signal: Signal, effort: int, seed: int) -> Codes:
+    def _encode_one(self, signal: Signal, effort: int, levels: int, seed: int) -> Codes:
         mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
         solid = meshes.solidify(mesh)
         batch = self._batch(meshes.surface(solid, seed=seed), seed)
         with torch.inference_mode():
-            codes = self.model.encode(batch).to("cpu")
+            codes = self.model.encode(batch).to("cpu").prefix(levels=levels)
         if effort:
             found = self._search(codes, batch, solid, effort, seed)
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
@@ -173,6 +182,7 @@ class ShapeCodec(Codec):
             torch.as_tensor(prepared.queries, device=self.device)[None],
             torch.as_tensor(prepared.sdf, device=self.device)[None],
             effort=effort,
+            levels=len(codes.indices),
             seed=seed,
         )
         return replace(codes, indices=tuple(i.cpu() for i in result.indices))

@@ -55,6 +55,7 @@ def refine(
     sdf: Tensor,
     *,
     effort: int,
+    levels: int | None = None,
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
@@ -65,17 +66,21 @@ def refine(
     Args:
         latents: (1, M, d), the encoder's mean. queries: (1, Q, 3). sdf: (1, Q), inside negative.
         effort: 0..9.
+        levels: scales of the code; all if None. A code of its own is better than a prefix of one of
+            more scales.
         on_step: called with the steps done and the steps of this effort.
 
     Raises:
-        PolytokError: effort is outside 0..9.
+        PolytokError: effort is outside 0..9, or the model has no so many scales.
     """
     if not 0 <= effort < len(PATH):
         raise PolytokError(f"effort={effort} is not within 0..{len(PATH) - 1}")
     steps, rounds = PATH[effort]
-    search = _Search(model, queries, sdf, torch_rng(seed, "search"))
-    start_ids = model.bottleneck.quantizer(latents.detach()).indices
-    start = search.offer(start_ids)
+    count = len(model.config.slots)
+    if levels is not None and not 1 <= levels <= count:
+        raise PolytokError(f"levels={levels} is not within 1..{count}")
+    search = _Search(model, queries, sdf, torch_rng(seed, "search"), levels or count)
+    start = search.offer(search.quantize(latents.detach())[0])
     descent = search.descend(latents)
     for step in range(1, steps + rounds + 1):
         if step <= steps:
@@ -107,13 +112,22 @@ def has_fast_bf16(device: torch.device) -> bool:
 class _Search:
     """The best ids so far, their objective, and the two ways to better ones."""
 
-    def __init__(self, model: VAT, queries: Tensor, sdf: Tensor, rng: torch.Generator) -> None:
-        self.model, self.quantizer = model, model.bottleneck.quantizer
+    def __init__(
+        self, model: VAT, queries: Tensor, sdf: Tensor, rng: torch.Generator, levels: int
+    ) -> None:
+        self.model, self.quantizer, self.levels = model, model.bottleneck.quantizer, levels
         self.queries, self.sdf, self.rng = queries, sdf, rng
         self.best: Ids = ()
         self.objective = float("inf")
         self.resting: dict[tuple[int, int], int] = {}
         self.is_bf16_fast = has_fast_bf16(queries.device)
+
+    @torch.no_grad()
+    def quantize(self, latents: Tensor) -> tuple[Ids, Tensor]:
+        """Ids of latents (1, M, d) and the latents that they stand for."""
+        out = self.quantizer(latents)
+        assert out.indices is not None
+        return out.indices[: self.levels], out.stats["prefixes"][self.levels - 1]
 
     def losses(self, latents: Tensor, pick: Tensor | None = None) -> Tensor:
         """Reconstruction losses (n,) of latents (n, M, d) on all queries, or on picked ones.
@@ -150,7 +164,7 @@ class _Search:
         step = 0
         while True:
             step += 1
-            through = z + (self.quantizer(z).latents - z).detach()
+            through = z + (self.quantize(z)[1] - z).detach()
             loss = self.losses(through, self.draw(QUERIES_PER_STEP)).sum()
             (gradient,) = torch.autograd.grad(loss, z)
             momentum = 0.9 * momentum + 0.1 * gradient
@@ -159,8 +173,7 @@ class _Search:
             with torch.no_grad():
                 z -= learning_rate(step) * momentum / (1 - 0.9**step) / scale
             if step % CHECK_EVERY == 0:
-                with torch.no_grad():
-                    self.offer(self.quantizer(z).indices)
+                self.offer(self.quantize(z)[0])
             yield
 
     def rechoose(self, step: int) -> None:
