@@ -127,24 +127,34 @@ def polytok_rows(
     effort: int,
     resolution: int,
     prefixes: tuple[int, ...] = (),
+    own: bool = False,
     codec: Any = None,
 ) -> list[Row]:
-    """Prefixes of a code (() = all): bytes of the whole file, and scores of the mesh."""
+    """Prefixes of a code (() = all): bytes of the whole file, and scores of the mesh.
+
+    ``own``: codes of so many scales instead, each of a search of its own.
+    """
     from polytok.signals.mesh.solid import solidify
 
     codec = codec or load_codec(model)
     mesh = item.mesh()
     reference = ShapeReference(mesh, sdf=solidify(mesh).sdf, seed=SEED, secondary=False)
-    start = time.perf_counter()
-    try:
-        codes, error = codec.encode(mesh, effort=effort, seed=SEED), None
-    except SignalError as refused:  # scored as empty, and listed by the report
-        codes, error = None, str(refused)
-    row = {**item.row, "faces": len(mesh.faces), "effort": effort, "error": error}
-    row["encode_seconds"] = time.perf_counter() - start
-    rows = []
-    for levels in prefixes or range(1, len(codec.spec.levels) + 1):
+
+    def encoded(levels: int | None) -> tuple[Any, Row]:
         start = time.perf_counter()
+        try:
+            codes, error = codec.encode(mesh, effort=effort, levels=levels, seed=SEED), None
+        except SignalError as refused:  # scored as empty, and listed by the report
+            codes, error = None, str(refused)
+        row = {**item.row, "faces": len(mesh.faces), "effort": effort, "error": error}
+        return codes, {**row, "encode_seconds": time.perf_counter() - start}
+
+    rows = []
+    codes, row = encoded(None) if not own else (None, {})
+    for levels in prefixes or range(1, len(codec.spec.levels) + 1):
+        if own:
+            codes, row = encoded(levels)
+        error, start = row["error"], time.perf_counter()
         decoded = None if error else _decoded(codec, codes, resolution, levels)
         rows.append(
             {
@@ -193,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="vat-512b-small")
     parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)))
     parser.add_argument("--prefixes", default="", help="levels to score; all if left out")
+    parser.add_argument("--own", action="store_true", help="a search for each of these levels")
     parser.add_argument("--resolution", type=int, default=128, help="decode grid")
     parser.add_argument("--fresh", action="store_true", help="drop the rows of these parts")
     args = parser.parse_args(argv)
@@ -218,12 +229,13 @@ def main(argv: list[str] | None = None) -> None:
             "effort": effort,
             "resolution": args.resolution,
             "prefixes": prefixes,
+            **({"own": True} if args.own else {}),
         }
         jobs.append(("polytok", options, partial(polytok_rows, **options)))
     for part, options, work in jobs:
         name = f"shape_rd_{part}"
         if part == "polytok":
-            name += f"_{args.model}_effort{options['effort']}"
+            name += f"_{args.model}_effort{options['effort']}{'_own' if args.own else ''}"
         results = Results(name, protocol(part, **options), seed=SEED, fresh=args.fresh)
         items = [
             item

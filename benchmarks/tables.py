@@ -38,6 +38,7 @@ from polytok.metrics import bootstrap_mean
 MISSING = "not measured yet"
 MODEL = "vat-512b-small"
 MODELS = {"polytok": MODEL, "polytok, shapes2": f"{MODEL}.shapes2"}
+OWN = {"": "", "_own": " searched at each size"}  # ends of files: prefixes, or codes of their own
 SPLITS = ("val", "val-unseen")
 LIMITS = (128, 256, 512)
 RUNG_SCORES = {
@@ -84,8 +85,13 @@ def rate_table(folder: Path) -> str:
     """F at whole files of at most so many bytes."""
     draco = rows_of("shape_rd_draco", folder)
     out = []
-    for label, model in MODELS.items():
-        files = sorted(folder.glob(f"shape_rd_polytok_{model}_effort*.json"))
+    kinds = [
+        (f"{label}{words}", f"{m}_effort[0-9]{end}")
+        for label, m in MODELS.items()
+        for end, words in OWN.items()
+    ]
+    for label, pattern in kinds:
+        files = sorted(folder.glob(f"shape_rd_polytok_{pattern}.json"))
         ours = [row for path in files for row in rows_of(path.stem, folder)]
         for effort in sorted({row["effort"] for row in ours}):
             for limit in LIMITS:

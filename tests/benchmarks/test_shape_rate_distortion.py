@@ -62,11 +62,14 @@ class FakeCodec:
 
     spec = SimpleNamespace(levels=(8, 8, 8))
 
-    def encode(self, signal: trimesh.Trimesh, *, effort: int, seed: int) -> FakeCodes:
+    def encode(
+        self, signal: trimesh.Trimesh, *, effort: int, levels: int | None, seed: int
+    ) -> FakeCodes:
         self.mesh = signal
+        self.levels = levels
         if signal.euler_number == 0:
             raise SignalError("a tube")
-        return FakeCodes()
+        return FakeCodes().prefix(levels=levels or 3)
 
     def decode(self, codes: FakeCodes, *, resolution: int, levels: int) -> list[trimesh.Trimesh]:
         if levels == 1:
@@ -115,6 +118,12 @@ def test_polytok_rows_score_every_prefix_or_those_asked_for(bench: ModuleType) -
     assert nothing["f_002"] == nothing["v_iou"] == 0
     assert box["v_iou"] == pytest.approx(np.pi / 6, abs=0.02)
     assert itself["f_002"] == pytest.approx(1)
+    codec = FakeCodec()
+    own = bench.polytok_rows(item, "any", 9, 32, (1, 2), own=True, codec=codec)
+    assert codec.levels == 2
+    assert [{**r, "encode_seconds": 0, "decode_seconds": 0} for r in own] == [
+        {**r, "encode_seconds": 0, "decode_seconds": 0} for r in rows[:2]
+    ]
 
 
 def test_what_does_not_encode_scores_as_empty(bench: ModuleType) -> None:
