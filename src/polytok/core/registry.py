@@ -294,6 +294,9 @@ WEIGHTS: dict[str, Weights] = {
     "vat-512b-small.shapes1": Weights(
         preset="vat-512b-small", path="vat-512b-small.shapes1", fingerprint="263f6244"
     ),
+    "vat-512b-small.shapes2": Weights(
+        preset="vat-512b-small", path="vat-512b-small.shapes2", fingerprint="ee79e958"
+    ),
     "vat-512b-small-gen.shapes1": Weights(
         preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes1", fingerprint="3147606c"
     ),
