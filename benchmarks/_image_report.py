@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def draw_plot(folder: Path = RESULTS) -> Path:
             _draw(panel, rows, score)
             panel.set(title=f"{domain}, {rows[0]['pictures']} pictures", ylabel=label)
             panel.set_xlabel("bits per pixel" if "pixels" in rows[0] else "bytes, the whole file")
-            panel.set_xscale("log", base=2)
-            panel.xaxis.set_major_formatter("{x:g}" if "pixels" not in rows[0] else "{x:.2g}")
+            panel.set_xscale("log", base=10 if "pixels" in rows[0] else 2)
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.25)
     grid[0, 0].legend(fontsize=8)
     figure.tight_layout()
@@ -66,19 +67,25 @@ def draw_plot(folder: Path = RESULTS) -> Path:
 
 
 def panels_of(folder: Path) -> dict[str, list[Row]]:
-    """Rows by domain, tiles first."""
-    found: dict[str, list[Row]] = {}
+    """Rows by domain, tiles first; of several numbers of tiles the one of highest PSNR."""
+    found: dict[str, dict[tuple[str, int], Row]] = {}
     for part in ("tiles", "kodak"):
         data = load(f"image_rd_{part}", folder)
         for row in data["rows"] if data else []:
-            found.setdefault(row["domain"], []).append(row)
-    return found
+            method = row["method"]
+            if method.startswith(OURS):
+                method = re.sub(r" \d+ tiles$", "", method)
+            rows, key = found.setdefault(row["domain"], {}), (method, row["bytes"])
+            if key not in rows or row["psnr"] > rows[key]["psnr"]:
+                rows[key] = {**row, "method": method}
+    return {domain: list(rows.values()) for domain, rows in found.items()}
 
 
 def _draw(panel: Any, rows: Sequence[Row], score: str) -> None:
     ours = dict.fromkeys(row["method"] for row in rows if row["method"].startswith(OURS))
     names = {**CURVES, **{name: "polytok, " + name.removeprefix(OURS) for name in ours}}
-    for method, label in names.items():
+    # A curve has its colour in every panel, also where others are missing.
+    for number, (method, label) in enumerate(names.items()):
         at = [
             row
             for row in rows
@@ -95,7 +102,7 @@ def _draw(panel: Any, rows: Sequence[Row], score: str) -> None:
             style,
             marker="o" if is_ours else None,
             ms=3.5,
-            color="0.5" if method == "mean-colour" else None,
+            color="0.5" if method == "mean-colour" else f"C{number}",
             label=label,
         )
 
