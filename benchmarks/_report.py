@@ -190,8 +190,9 @@ def plot(parts: Mapping[str, list[Row]], path: Path) -> None:
 
 
 def part_of(name: str) -> str:
-    """The section of a file: the efforts of one model stand together."""
-    return name.removeprefix("polytok_").split("_effort")[0]
+    """The section of a file: the efforts of one model stand together, but for codes of one size."""
+    model, _, effort = name.removeprefix("polytok_").partition("_effort")
+    return model + (", searched at each size" if effort.endswith("_own") else "")
 
 
 def write_report(folder: Path = RESULTS) -> Path:
