@@ -164,6 +164,7 @@ def plot(parts: Mapping[str, list[Row]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(PLOTTED), figsize=(11, 4.2), sharey=True)
+    colours: dict[str, str] = {}  # a method has its own in every panel
     for panel, group in zip(panels, PLOTTED, strict=True):
         # Next to curves of all shapes, one of a handful of others would compare shapes, not codes.
         most = max(len({row["shape"] for row in rows}) for rows in parts.values())
@@ -173,9 +174,12 @@ def plot(parts: Mapping[str, list[Row]], path: Path) -> None:
                 style = "--" if label.startswith("ceiling") else ":"
                 panel.axhline(intervals[0].mean, ls=style, color="0.45", lw=1.2, label=label)
                 continue
-            line = panel.plot(sizes, [i.mean for i in intervals], marker="o", ms=4, label=label)[0]
+            method = label.rsplit(",", 1)[0] if label.endswith(" shapes") else label
+            colour = colours.setdefault(method, f"C{len(colours)}")
+            means = [i.mean for i in intervals]
+            panel.plot(sizes, means, marker="o", ms=4, label=label, color=colour)
             low, high = [i.low for i in intervals], [i.high for i in intervals]
-            panel.fill_between(sizes, low, high, alpha=0.15, color=line.get_color(), lw=0)
+            panel.fill_between(sizes, low, high, alpha=0.15, color=colour, lw=0)
         panel.set_xscale("log", base=2)
         panel.set_xticks([64, 128, 256, 512, 1024, 2048, 4096])
         panel.xaxis.set_major_formatter("{x:.0f}")
