@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +28,7 @@ from polytok.core.seeding import derive, torch_rng
 from polytok.metrics import CONVENTIONS, ShapeReference
 from polytok.networks.decoders import PlaneField
 from polytok.signals import mesh as meshes
+from polytok.systems.shape.vat import VAT
 
 SEED = 0
 QUERIES = 2048  # of every step
@@ -37,20 +37,29 @@ GRID = 128
 
 
 def search(
-    codec: Any, parameters: list[Tensor], field: Any, queries: Tensor, sdf: Tensor, options: Row
+    model: VAT,
+    parameters: Sequence[Tensor],
+    field: Callable[[], PlaneField],
+    task: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    rate: float,
 ) -> None:
-    """Move parameters down the gradient of the model's loss of ``field()``, in place."""
-    rng, steps = torch_rng(SEED, "ladder"), options["steps"]
-    optimiser = torch.optim.Adam(parameters, lr=options["rate"])
-    for step in range(steps):
+    """Move parameters down the gradient of the model's loss of ``field()``, in place.
+
+    Args:
+        task: queries (1, Q, 3) and their signed distances (1, Q).
+    """
+    queries, sdf = task
+    rng, optimiser = torch_rng(SEED, "ladder"), torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
         pick = torch.randint(queries.shape[1], (QUERIES,), generator=rng)
-        loss = codec.model.reconstruction_loss(field()(queries[:, pick]), sdf[:, pick])
-        optimiser.param_groups[0]["lr"] = (
-            options["rate"] * (1 + math.cos(math.pi * step / steps)) / 2
-        )
+        loss = model.reconstruction_loss(field()(queries[:, pick]), sdf[:, pick])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
 
 
 def _mesh(codec: Any, field: PlaneField, solid: meshes.Solid) -> trimesh.Trimesh | None:
@@ -88,7 +97,7 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
                 "faces": len(mesh.faces),
                 "rung": rung,
                 "loss": loss,
-                "near_iou": float(iou),
+                "query_iou": float(iou),
                 **scores.as_dict(),
             }
         )
@@ -102,24 +111,18 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
     score("searched code", codec.field(found))
 
     latents = means.clone().requires_grad_()
-    options = {"steps": steps}
-    go = partial(search, codec, queries=queries, sdf=sdf)
-    go([latents], lambda: net.field(latents), options={**options, "rate": RATES["latents"]})
+    go = partial(search, net, task=(queries, sdf), steps=steps)
+    go([latents], lambda: net.field(latents), rate=RATES["latents"])
     with torch.no_grad():
         field = net.field(latents)
     score("searched latents", field)
 
     planes, head = field.planes.float().clone().requires_grad_(), copy.deepcopy(field.head)
     free = PlaneField(planes, head, field.extent)
-    head.requires_grad_(False)
-    go([planes], lambda: free, options={**options, "rate": RATES["planes"]})
+    go([planes], lambda: free, rate=RATES["planes"])
     score("searched planes", free)
     head.requires_grad_(True)
-    go(
-        [planes, *head.parameters()],
-        lambda: free,
-        options={**options, "rate": RATES["planes+head"]},
-    )
+    go([planes, *head.parameters()], lambda: free, rate=RATES["planes+head"])
     score("searched planes and head", free)
     return rows
 

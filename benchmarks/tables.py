@@ -43,7 +43,7 @@ SPLITS = ("val", "val-unseen")
 LIMITS = (128, 256, 512)
 RUNG_SCORES = {
     "loss": "loss",
-    "near_iou": "IoU on queries",
+    "query_iou": "IoU on queries",
     "v_iou": "V-IoU",
     "f_002": "F@0.02",
     "f_001": "F@0.01",

@@ -97,7 +97,7 @@ def test_rate_takes_the_longest_prefix_that_fits(tables: ModuleType, tmp_path: P
 
 
 def test_a_ladder_keeps_the_order_of_its_rungs(tables: ModuleType, tmp_path: Path) -> None:
-    scores = {"loss": 0.5, "near_iou": 0.25, "v_iou": 0.5, "f_002": 0.75, "f_001": 0.5}
+    scores = {"loss": 0.5, "query_iou": 0.25, "v_iou": 0.5, "f_002": 0.75, "f_001": 0.5}
     rows = [
         {"split": "val", "shape": shape, "rung": rung, **scores, "f_002": f}
         for shape, f in (("a", 0.5), ("b", 1.0))
