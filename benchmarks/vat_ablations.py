@@ -1,9 +1,10 @@
-"""VAT's mechanisms at a small scale: VVQ, in-context compression, resamplers, nested dropout.
+"""VAT's mechanisms and choices at a small scale: VVQ, compression, resamplers, sizes, training.
 
     python benchmarks/vat_ablations.py --data .prepared/train --val .prepared/val --runs runs/arms
     python benchmarks/vat_ablations.py ... --arms vvq,no_vvq --seeds 0,1,2
+    python benchmarks/vat_ablations.py ... --name vat_trials --arms vvq,muon,deep_encoder
 
-Every arm trains the same small model on the same samples. An arm that is in
+Every arm trains nearly the same small model on as many samples. An arm that is in
 ``benchmarks/results/vat_ablations_30k.json`` (30k: samples per arm) is skipped, and one that was
 interrupted goes on.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from _results import RESULTS, Results, Row
-from polytok.core.config import override, to_dict
+from polytok.core.config import from_dict, override, to_dict
 from polytok.core.contracts import Stage
 from polytok.core.errors import PolytokError, UnknownNameError
 from polytok.data.prepared import PreparedFolder
@@ -85,6 +86,21 @@ KL_WEIGHTS = {f"vvq_kl{w}": float(w) for w in ("3e-3", "1e-2", "3e-2", "1e-1", "
     )
 }
 ARMS |= {name: ARMS[name.rsplit("_kl", 1)[0]] for name in KL_WEIGHTS}
+# What might make better weights: sizes first, then how they are trained and on what.
+ARMS |= {
+    "deep_encoder": {"encoder_layers": 4},
+    "deep_decoder": {"decoder_layers": 4},
+    "fine_planes": {"channels": (64, 32, 32, 32)},
+    "large_codebook": {"codebook_size": 4096},
+    "sdf": {"loss": "sdf", "band": 0.05, "overlap_weight": 0.0},
+    "sharp": {"sharp_fraction": 0.5},
+} | {name: {} for name in ("muon", "fast", "volume", "plain", "mixed")}
+TRAIN: dict[str, dict[str, Any]] = {"muon": {"muon": ("*.blocks.*",)}, "fast": {"lr": 2e-3}}
+SAMPLING: dict[str, dict[str, Any]] = {
+    "volume": {"num_volume": 448, "num_near": 192},
+    "plain": {"stretch": 0.0, "mix": 0.0},
+    "mixed": {"mix": 0.4},
+}
 SHARES = {"warm": 0.1, "continuous": 0.3, "quantized": 0.4, "settle": 0.2}
 NUM_QUERIES = {"num_volume": 256, "num_near": 384}
 
@@ -111,9 +127,9 @@ def stages_of(arm: str) -> list[Stage]:
     ]
 
 
-def train_config(seed: int, samples: int) -> TrainConfig:
-    """How every arm is trained."""
-    return TrainConfig(
+def train_config(arm: str, seed: int, samples: int) -> TrainConfig:
+    """How an arm is trained."""
+    plain = TrainConfig(
         batch_size=16,
         lr=1e-3,
         warmup_samples=samples // 50,
@@ -123,6 +139,18 @@ def train_config(seed: int, samples: int) -> TrainConfig:
         save_every=max(samples // 10, 1),
         log_every=max(samples // 30, 1),
     )
+    return replace(plain, **TRAIN.get(arm, {}))
+
+
+def points_of(arm: str) -> dict[str, float]:
+    """How many points an arm sees, and the share of them on sharp edges."""
+    config = config_of(arm)
+    return {"num_points": config.num_points, "sharp_fraction": config.sharp_fraction}
+
+
+def sampling_of(arm: str) -> ShapeSampling:
+    """What an arm learns from."""
+    return from_dict(ShapeSampling, {**points_of(arm), **NUM_QUERIES, **SAMPLING.get(arm, {})})
 
 
 @torch.no_grad()
@@ -162,14 +190,14 @@ def train_arm(
     arm: str, seed: int, samples: int, store: PreparedFolder, validation: Validation, runs: Path
 ) -> Row | None:
     """Train an arm, or finish it, and measure it; None when it was interrupted."""
-    config = config_of(arm)
     torch.manual_seed(seed)
-    model = VAT(config)
-    shared = {"num_points": config.num_points, "sharp_fraction": config.sharp_fraction}
-    source = ShapeSource(store, ShapeSampling(**shared, **NUM_QUERIES), seed=seed)
+    model = VAT(config_of(arm))
+    source = ShapeSource(store, sampling_of(arm), seed=seed)
     plan = [(stage, round(samples * SHARES[stage.name])) for stage in stages_of(arm)]
     start = time.perf_counter()
-    done = fit(model, plan, source, train_config(seed, samples), runs / f"{arm}-{seed}-{samples}")
+    done = fit(
+        model, plan, source, train_config(arm, seed, samples), runs / f"{arm}-{seed}-{samples}"
+    )
     if not done.is_complete:
         return None
     return {
@@ -194,6 +222,8 @@ def protocol(samples: int, num_val: int) -> dict[str, Any]:
         "shares": SHARES,
         "kl_weights": KL_WEIGHTS,
         "queries": NUM_QUERIES,
+        "train": TRAIN,
+        "sampling": SAMPLING,
         "num_val": num_val,
         "uniform": [s / sum(BASE.slots) for s in BASE.slots],
     }
@@ -218,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--samples", type=int, default=30_000, help="shapes seen per arm")
+    parser.add_argument("--name", default="vat_ablations", help="of the file of results")
     parser.add_argument("--num-val", type=int, default=166)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args(argv)
@@ -225,14 +256,13 @@ def main(argv: list[str] | None = None) -> None:
     for arm in arms:
         config_of(arm)
     about = protocol(args.samples, args.num_val)
-    name = f"vat_ablations_{args.samples // 1000}k"
+    name = f"{args.name}_{args.samples // 1000}k"
     results = Results(name, about, folder=args.out, keys=("arm", "seed", "name"))
     left = [(a, s) for s in seeds for a in arms if f"{a}-{s}" not in results.done()]
     if left:
-        shared = {"num_points": BASE.num_points, "sharp_fraction": BASE.sharp_fraction}
-        store = PreparedFolder(args.data)
-        validation = Validation(PreparedFolder(args.val), shared, args.num_val)
+        store, held_out = PreparedFolder(args.data), PreparedFolder(args.val)
         for arm, seed in left:
+            validation = Validation(held_out, points_of(arm), args.num_val)
             row = train_arm(arm, seed, args.samples, store, validation, args.runs)
             if row is None:
                 raise PolytokError(f"{arm}-{seed} was interrupted; run again to continue")

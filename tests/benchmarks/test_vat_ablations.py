@@ -28,7 +28,14 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_arms_differ_from_each_other_in_what_they_name(ablations: ModuleType) -> None:
     configs = {name: ablations.config_of(name) for name in ablations.ARMS}
     weights = {name: [s.weights["kl"] for s in ablations.stages_of(name)] for name in configs}
-    assert len({f"{configs[name]} {weights[name]}" for name in configs}) == len(configs)
+    learns = {
+        name: (ablations.train_config(name, 0, 30_000), ablations.sampling_of(name))
+        for name in configs
+    }
+    assert len({f"{configs[n]} {weights[n]} {learns[n]}" for n in configs}) == len(configs)
+    # Arms that train or sample otherwise are the same model.
+    for name in {*ablations.TRAIN, *ablations.SAMPLING}:
+        assert configs[name] == ablations.BASE, name
     assert configs["vvq"] == ablations.BASE
     # A heavier KL weighs wherever noise is drawn, and nowhere else.
     assert weights["vvq_kl3e-1"] == [0.0, 0.3, 0.3, 0.3]
