@@ -16,7 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polytok import bitstream
-from polytok.bitstream import bits_per_level, pack, read_header, size, sizes, truncate, unpack
+from polytok.bitstream import (
+    bits_per_level,
+    nearest_iso,
+    pack,
+    read_header,
+    size,
+    sizes,
+    truncate,
+    unpack,
+)
 from polytok.core.contracts import Codes, TokenizerSpec
 from polytok.core.errors import FormatError, PolytokError, WeightsError
 
@@ -79,6 +88,51 @@ def test_layout_byte_by_byte(make_spec: MakeSpec) -> None:
     assert pack(codes, spec, weights="0BADcafe") == expected
     assert len(expected) == 32
     assert equal(unpack(expected, spec, weights=WEIGHTS), codes)
+
+
+def test_layout_of_the_surface_s_value(make_spec: MakeSpec) -> None:
+    """The top bit of the number of levels, and a signed byte behind the scale."""
+    spec = make_spec([(16, 1), (16, 3)])
+    plain = Codes(
+        indices=(torch.tensor([[10]]), torch.tensor([[1, 2, 15]])),
+        meta={"centre": torch.tensor([[1.0, -2.0, 0.5]]), "scale": torch.tensor([0.25])},
+    )
+    without = pack(plain, spec, weights=WEIGHTS)
+    for step in range(-128, 128):
+        codes = replace(plain, meta={**plain.meta, "iso": torch.tensor([step / 32])})
+        data = pack(codes, spec, weights=WEIGHTS)
+        head = without[:9] + b"\x82" + without[10:26] + struct.pack("<b", step)
+        crc = struct.pack("<I", zlib.crc32(head + without[30:]))
+        assert data == head + crc + without[30:]
+        assert equal(unpack(data, spec, weights=WEIGHTS), codes)
+        assert read_header(data).iso == step / 32
+    assert read_header(without).iso == 0
+    assert sizes(spec, read_header(data).meta) == [n + 1 for n in sizes(spec)]
+    shorter = truncate(data, spec, len(data) - 1, weights=WEIGHTS)
+    assert equal(unpack(shorter, spec, weights=WEIGHTS), codes.prefix(levels=1))
+    for cut in range(len(data)):
+        with pytest.raises(FormatError):
+            unpack(data[:cut], spec, weights=WEIGHTS)
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((FormatError, WeightsError)):
+            unpack(bytes(damaged), spec, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("value", [0.01, 4.0, -4.03125, float("nan"), float("inf")])
+def test_values_that_a_file_cannot_hold_are_refused(make_spec: MakeSpec, value: float) -> None:
+    spec = make_spec([(16, 1)])
+    meta = {"centre": torch.zeros(1, 3), "scale": torch.ones(1), "iso": torch.tensor([value])}
+    with pytest.raises(FormatError, match=r"iso=.* is not a multiple of 1/32 within -4..3.96875"):
+        pack(Codes(indices=(torch.tensor([[1]]),), meta=meta), spec, weights=WEIGHTS)
+
+
+@given(st.floats(allow_nan=False))
+def test_nearest_value_of_the_surface(value: float) -> None:
+    found = nearest_iso(value)
+    assert found * 32 == round(found * 32) and -4 <= found < 4
+    assert abs(found - min(max(value, -4.0), 3.96875)) <= 1 / 64
 
 
 def test_header_fields(
@@ -255,7 +309,8 @@ def damaged_headers(raw: bytes) -> Iterator[tuple[bytes, str]]:
         yield raw[:8] + bytes([flags]) + raw[9:], f"unknown flags 0x{flags:02x}"
     yield raw[:9] + b"\x00" + raw[10:], "holds no level"
     yield raw[:9] + b"\x0a" + raw[10:], "10 levels; this tokenizer has 9"
-    yield raw[:9] + b"\xff" + raw[10:], "255 levels; this tokenizer has 9"
+    yield raw[:9] + b"\x7f" + raw[10:], "127 levels; this tokenizer has 9"
+    yield raw[:9] + b"\x80" + raw[10:], "holds no level"
     yield raw[:9] + b"\x08" + raw[10:], "486 bytes; 8 levels take 336"
     for value in (float("nan"), float("inf"), -float("inf"), 2e30):
         yield raw[:14] + struct.pack("<f", value) + raw[18:], "centre=.* is not within"

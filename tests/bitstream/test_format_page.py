@@ -92,7 +92,7 @@ def test_sizes_of_the_presets(make_spec: Callable[..., TokenizerSpec]) -> None:
         spec = make_spec([(config.codebook_size, n) for n in config.slots])
         assert rows[name] == ", ".join(map(str, sizes(spec)))
         if name.startswith("vat-512b"):
-            assert sizes(spec)[-1] <= 512
+            assert sizes(spec)[-1] + 1 <= 512  # with the value of the surface
     for name in ("vat-512b", "vat-512b-small"):
         config = PRESETS[name]
         spec = make_spec([(config.codebook_size, n) for n in config.slots])

@@ -12,7 +12,7 @@ from polytok.bitstream.container import (
     truncate,
     unpack,
 )
-from polytok.bitstream.heads import tile_grid
+from polytok.bitstream.heads import nearest_iso, tile_grid
 from polytok.bitstream.prior import (
     SymbolModel,
     SymbolReader,
@@ -28,6 +28,7 @@ __all__ = [
     "SymbolWriter",
     "bits_per_level",
     "describe_writer",
+    "nearest_iso",
     "pack",
     "read_header",
     "size",

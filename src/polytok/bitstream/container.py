@@ -52,8 +52,8 @@ class Header:
         levels: number of levels present; those of an image are the tokens of a tile.
         is_range_coded: the payload is coded under the histograms of the weights.
         is_intact: the checksum agrees with the bytes.
-        meta: arrays by name that restore the signal: ``centre`` and ``scale`` of a shape,
-            ``size`` and ``tiles`` of an image.
+        meta: arrays by name that restore the signal: ``centre``, ``scale`` and, where the file has
+            it, ``iso`` of a shape, ``size`` and ``tiles`` of an image.
         prior: fingerprint of the prior that the payload is coded under, 8 hex digits, or None.
         has_text: the prior had a text.
         writer: what computed the prior's probabilities, see ``describe_writer``; or None.
@@ -88,6 +88,11 @@ class Header:
         return float(self.meta["scale"])
 
     @property
+    def iso(self) -> float:
+        """Value of a shape's field at its surface."""
+        return float(self.meta.get("iso", 0.0))
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height of an image in pixels."""
         width, height = self.meta["size"].tolist()
@@ -120,9 +125,9 @@ def pack(
 
     Args:
         codes: a batch of one, of any leading number of levels if the spec allows prefixes; its
-            ``meta`` has ``centre`` (1, 3) and ``scale`` (1,) for shapes, ``size`` (1, 2) and
-            ``tiles`` (1,) for images, whose indices are the first token of every tile, then the
-            second of every tile, and so on.
+            ``meta`` has ``centre`` (1, 3), ``scale`` (1,) and perhaps ``iso`` (1,) for shapes,
+            ``size`` (1, 2) and ``tiles`` (1,) for images, whose indices are the first token of
+            every tile, then the second of every tile, and so on.
         spec: of the tokenizer, with a fixed count per level.
         weights: fingerprint of the tokenizer's weights, 8 hex digits.
         histograms: counts (V_k,) per level that belong to the weights; with them the payload is
@@ -223,7 +228,7 @@ def sizes(spec: TokenizerSpec, meta: Meta | None = None) -> list[int]:
     """Return the bytes of a file with the first 1, 2, ... levels, when it is only packed.
 
     Args:
-        meta: of the code, as in its header; those of shapes do not depend on it.
+        meta: of the code, as in its header; a shape with ``iso`` takes a byte more.
     """
     head, meta = _head_of(spec), meta or {}
     levels = head.levels(spec, meta)

@@ -26,7 +26,10 @@ Meta = Mapping[str, NDArray[Any]]
 
 _MAX_SIDE = (1 << 16) - 1
 _MAX_TILES = 16
-_MAX_LEVELS = 255
+_MAX_LEVELS = 127
+_HAS_ISO = 0x80
+_ISO = struct.Struct("<b")
+ISO_UNITS = 32
 _COUNTED = struct.Struct("<B")
 _VARINT_BYTES = 3
 
@@ -94,7 +97,11 @@ class _Field:
 
 
 class ShapeHead:
-    """One byte for the number of levels, then ``centre`` (3,) and ``scale`` () as float32."""
+    """One byte for the number of levels, then ``centre`` (3,) and ``scale`` () as float32.
+
+    Where the meta has ``iso`` (), the value of the field at the surface, the first byte has its top
+    bit set and a signed byte follows: the value times ``ISO_UNITS``.
+    """
 
     unit: Literal["levels", "tokens"] = "levels"
     # The bounds leave room for the restored coordinates in float32.
@@ -118,25 +125,44 @@ class ShapeHead:
 
     def checked(self, meta: Meta) -> Meta:
         parts = [np.ravel(_found(meta, f.name, f.shape).astype("<f4")) for f in self._fields]
-        return self._split(np.concatenate(parts))
+        out = self._split(np.concatenate(parts))
+        if "iso" in meta:
+            iso = _found(meta, "iso", ()).astype(np.float32)
+            if iso != nearest_iso(float(iso)):
+                low, high = nearest_iso(-np.inf), nearest_iso(np.inf)
+                raise FormatError(
+                    f"iso={float(iso)} is not a multiple of 1/{ISO_UNITS} within {low:g}..{high:g}"
+                )
+            out["iso"] = iso
+        return out
 
     def size(self, count: int, meta: Meta) -> int:
-        return _COUNTED.size + 4 * self._num_values
+        return _COUNTED.size + 4 * self._num_values + ("iso" in meta) * _ISO.size
 
     def write(self, count: int, meta: Meta) -> bytes:
         values = np.concatenate([np.ravel(meta[f.name]) for f in self._fields])
-        return _COUNTED.pack(count) + values.astype("<f4").tobytes()
+        floats = values.astype("<f4").tobytes()
+        if "iso" not in meta:
+            return _COUNTED.pack(count) + floats
+        return _COUNTED.pack(count | _HAS_ISO) + floats + _ISO.pack(int(meta["iso"] * ISO_UNITS))
 
     def read(self, data: bytes, start: int) -> tuple[int, Meta, int]:
-        end = start + self.size(0, {})
-        if start < len(data) and not data[start]:
+        if start >= len(data):
+            raise _ends(data)
+        count, has_iso = data[start] & ~_HAS_ISO, data[start] & _HAS_ISO
+        if not count:
             raise FormatError("the file holds no level")
+        end = start + self.size(0, {"iso": np.zeros(())} if has_iso else {})
         if len(data) < end:
             raise _ends(data)
         values = np.frombuffer(data, "<f4", self._num_values, start + _COUNTED.size)
-        return data[start], self._split(values), end
+        meta = self._split(values)
+        if has_iso:
+            [iso] = _ISO.unpack_from(data, end - _ISO.size)
+            meta["iso"] = np.array(iso / ISO_UNITS, np.float32)
+        return count, meta, end
 
-    def _split(self, values: NDArray[np.float32]) -> Meta:
+    def _split(self, values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Split values into the fields and check their bounds, which NaN fails."""
         out, start = {}, 0
         for field in self._fields:
@@ -212,6 +238,11 @@ class ImageHead:
 
 HEADS: dict[str, Head] = {"shape": ShapeHead(), "image": ImageHead()}
 """By modality; a modality's place is its code in the flags of a file: append only."""
+
+
+def nearest_iso(value: float) -> float:
+    """The value of a field at its surface that a file can hold, nearest to ``value``."""
+    return float(np.clip(np.rint(value * ISO_UNITS), -128, 127)) / ISO_UNITS
 
 
 def tile_grid(width: int, height: int, tiles: int) -> tuple[int, int]:

@@ -76,9 +76,10 @@ def facts(codec: ShapeCodec, header: bitstream.Header, codes: Codes, size: int) 
         "scales": header.levels,
         "tokens": [int(i.shape[1]) for i in codes.indices],
         "bits": [round(b, 1) for b in bitstream.bits_per_level(codes, codec.spec)],
-        "prefix_bytes": bitstream.sizes(codec.spec)[: header.levels],
+        "prefix_bytes": bitstream.sizes(codec.spec, header.meta)[: header.levels],
         "centre": [float(c) for c in header.centre],
         "longest_side": 2 * half,
+        "iso": header.iso,
     }
 
 

@@ -77,6 +77,30 @@ def test_a_mesh_becomes_bytes_and_a_mesh_again(codec: ShapeCodec) -> None:
     assert (high - low).max() <= 3 * 2.1 / 1.96 + 1e-4
 
 
+def sizes_of(codec: ShapeCodec) -> list[int]:
+    """Bytes of the files that encode makes, by number of levels."""
+    return [size + 1 for size in bitstream.sizes(codec.spec)]
+
+
+def test_half_of_the_surface_lies_inside_the_field(codec: ShapeCodec) -> None:
+    """In units of 1/32, for a whole code and for one of fewer scales."""
+    surface = meshes.surface(box(), seed=3)
+    points = torch.from_numpy(surface.points[: surface.num_uniform])[None]
+    # A field whose zero is far from the surface.
+    codec.model.decoder.head[-1].bias.data += 1.25
+    for levels in (None, 2):
+        codes = codec.encode(box(), levels=levels, seed=3)
+        assert float(codes.meta["iso"]) > 0.5
+        assert abs(float(codec.field(codes)(points).median())) <= 1 / 64 + 1e-6
+        # Codes from files without the value have their surface at zero.
+        plain = replace(codes, meta={k: v for k, v in codes.meta.items() if k != "iso"})
+        old = codec.unpack(codec.pack(plain)[0])
+        assert "iso" not in old.meta
+        moved = codec.field(old)(points) - codes.meta["iso"]
+        assert torch.equal(moved, codec.field(codes)(points))
+        assert float(codes.meta["iso"]) == bitstream.read_header(codec.pack(codes)[0]).iso
+
+
 def test_paths_and_lists_give_the_codes_of_their_meshes(codec: ShapeCodec, tmp_path: Path) -> None:
     ball = trimesh.creation.icosphere(subdivisions=2, radius=4.0)
     path = tmp_path / "ball.ply"
@@ -109,7 +133,7 @@ def test_original_units_come_back(
 
 def test_every_prefix_decodes_and_packs(codec: ShapeCodec) -> None:
     codes = codec.encode(box())
-    sizes = bitstream.sizes(codec.spec)
+    sizes = sizes_of(codec)
     for levels in range(1, len(codes.indices) + 1):
         prefix = codes.prefix(levels=levels)
         with torch.inference_mode():
@@ -138,7 +162,7 @@ def test_decode_takes_a_prefix(codec: ShapeCodec, monkeypatch: pytest.MonkeyPatc
 def test_max_bytes_keeps_the_most_scales_that_fit(codec: ShapeCodec) -> None:
     codes = codec.encode(box())
     [whole] = codec.pack(codes, coder="raw")
-    sizes = bitstream.sizes(codec.spec)
+    sizes = sizes_of(codec)
     for limit in range(sizes[0], len(whole) + 1):
         [data] = codec.pack(codes, max_bytes=limit)
         back = codec.unpack(data)
@@ -292,6 +316,6 @@ def test_a_search_that_ends_empty_keeps_the_code_it_began_with(
         meta=first.meta,
     )
     monkeypatch.setattr(codec, "_search", lambda *_: searched)
-    monkeypatch.setattr(codec, "is_empty", lambda codes: codes is searched)
+    monkeypatch.setattr(codec, "is_empty", lambda codes: same(codes, searched))
     kept = codec.encode(box(), effort=3)
     assert all(torch.equal(a, b) for a, b in zip(kept.indices, first.indices, strict=True))

@@ -103,20 +103,25 @@ class PlaneField:
 
     Args:
         planes: (B, 3, C, R, R).
+        iso: (B,), the logit at the surface; 0 if None.
     """
 
-    def __init__(self, planes: Tensor, head: nn.Module, extent: float) -> None:
-        self.planes, self.head, self.extent = planes, head, extent
+    def __init__(
+        self, planes: Tensor, head: nn.Module, extent: float, iso: Tensor | None = None
+    ) -> None:
+        self.planes, self.head, self.extent, self.iso = planes, head, extent, iso
 
     def __len__(self) -> int:
         return int(self.planes.shape[0])
 
     def __getitem__(self, item: int) -> PlaneField:
-        return PlaneField(self.planes[item : item + 1], self.head, self.extent)
+        iso = None if self.iso is None else self.iso[item : item + 1]
+        return PlaneField(self.planes[item : item + 1], self.head, self.extent, iso)
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Evaluate points (B, Q, 3): logits (B, Q), inside positive."""
-        return self.head(sample_planes(self.planes, points, self.extent)).squeeze(-1)
+        """Evaluate points (B, Q, 3): logits (B, Q) less ``iso``, inside positive."""
+        logits: Tensor = self.head(sample_planes(self.planes, points, self.extent)).squeeze(-1)
+        return logits if self.iso is None else logits - self.iso[:, None]
 
 
 class TriplaneDecoder(nn.Module):

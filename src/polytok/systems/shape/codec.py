@@ -11,6 +11,7 @@ import torch
 import trimesh
 from numpy.typing import NDArray
 
+from polytok import bitstream
 from polytok.core.contracts import Codes, TokenizerSpec
 from polytok.core.errors import PolytokError, SignalError
 from polytok.core.seeding import derive, numpy_rng
@@ -131,11 +132,13 @@ class ShapeCodec(Codec):
     def _encode_one(self, signal: Signal, effort: int, levels: int, seed: int) -> Codes:
         mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
         solid = meshes.solidify(mesh)
-        batch = self._batch(meshes.surface(solid, seed=seed), seed)
+        surface = meshes.surface(solid, seed=seed)
+        batch = self._batch(surface, seed)
         with torch.inference_mode():
             codes = self.model.encode(batch).to("cpu").prefix(levels=levels)
+        codes = self._fit_iso(codes, surface)
         if effort:
-            found = self._search(codes, batch, solid, effort, seed)
+            found = self._fit_iso(self._search(codes, batch, solid, effort, seed), surface)
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
             if not self.is_empty(found) or self.is_empty(codes):
                 codes = found
@@ -143,10 +146,20 @@ class ShapeCodec(Codec):
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
             if not self.is_empty(codes):
                 return codes
-            codes = self._search(codes, batch, solid, higher, seed)
+            codes = self._fit_iso(self._search(codes, batch, solid, higher, seed), surface)
         if self.is_empty(codes):
             raise SignalError("the code of this shape decodes to an empty mesh at every effort")
         return codes
+
+    def _fit_iso(self, codes: Codes, surface: meshes.Surface) -> Codes:
+        """Place the surface where the field has half of the shape's surface inside.
+
+        An uncertain field is cautious: thin parts lie below zero, blurred ones above.
+        """
+        zero = replace(codes, meta={k: v for k, v in codes.meta.items() if k != "iso"})
+        values = self._evaluate(self.field(zero), surface.points[: surface.num_uniform])
+        iso = bitstream.nearest_iso(float(np.median(values)))
+        return replace(codes, meta={**zero.meta, "iso": torch.tensor([iso])})
 
     def _batch(self, surface: meshes.Surface, seed: int) -> dict[str, torch.Tensor]:
         """Take a subset of the samples as training does: uniform and sharp in fixed shares."""

@@ -149,8 +149,13 @@ class VAT(Tokenizer):
     def decode(
         self, codes: Codes, *, cond: Batch | None = None, rng: torch.Generator | None = None
     ) -> Batch:
-        """Decode all levels of ``codes``, or the prefix it holds, to {"field": PlaneField}."""
-        return {"field": self.field(self.bottleneck.embed(codes.indices))}
+        """Decode all levels of ``codes``, or the prefix it holds, to {"field": PlaneField}.
+
+        ``iso`` (B,) among their meta is the logit at the surface.
+        """
+        field = self.field(self.bottleneck.embed(codes.indices))
+        field.iso = codes.meta.get("iso")
+        return {"field": field}
 
     def field(self, latents: Tensor) -> PlaneField:
         """Turn latents (B, M, d) into a field of logits."""
