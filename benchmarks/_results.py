@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -212,6 +213,17 @@ def run(
             )
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent has: one that is killed cannot end its pool."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _unordered(
     items: list[Item], work: Callable[[Item], list[Row]], processes: int, is_forked: bool
 ) -> Iterator[list[Row]]:
@@ -219,7 +231,9 @@ def _unordered(
         yield from map(work, items)
         return
     context = get_context("fork" if is_forked else "spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
         waiting = {pool.submit(work, item) for item in items}
         while waiting:
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)

@@ -2,10 +2,12 @@
 
     python benchmarks/shape_ladder.py --every 6
 
-Rungs, from what ships to what any field could do: the feed-forward code; its latents before
+Rungs, from what ships to what any field could do: the feed-forward code, with the surface where its
+field is zero and where the file says, as in all rungs behind it; its latents before
 quantization; the code that an effort finds; latents that a search is free to choose; planes that a
 search is free to choose, read by the model's own head; planes and head both. Every search minimises
-the model's own reconstruction loss on the shape's own queries with Adam, in full precision.
+the model's own reconstruction loss on the shape's own queries with Adam, in full precision;
+``loss`` is of the field itself.
 ``benchmarks/results/shape_rd_ceiling.json`` holds the rung above: the solid itself.
 """
 
@@ -83,13 +85,16 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
     queries, sdf = torch.from_numpy(prepared.queries)[None], torch.from_numpy(prepared.sdf)[None]
     rows: list[Row] = []
 
-    def score(rung: str, field: PlaneField) -> None:
+    def score(rung: str, field: PlaneField, *, is_fitted: bool = True) -> None:
+        field = PlaneField(field.planes, field.head, field.extent)
         with torch.inference_mode():
             logits = torch.cat([field(part) for part in queries.split(1 << 14, dim=1)], dim=1)
             loss = float(net.reconstruction_loss(logits, sdf))
+            iso = codec.fit_iso(field, prepared) if is_fitted else 0.0
+            field.iso = torch.tensor([iso])
             surface = _mesh(codec, field, solid)
         scores = reference.score(surface)
-        guess, truth = logits > 0, sdf < 0
+        guess, truth = logits > iso, sdf < 0
         iou = (guess & truth).sum() / (guess | truth).sum().clamp(min=1)
         rows.append(
             {
@@ -105,7 +110,9 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
     batch = codec.batch(mesh, seed=SEED)
     with torch.inference_mode():
         means = net.bottleneck.gaussian(net.encoder(batch["points"], batch["normals"])).latents
-    score("code", net.field(net.bottleneck.quantizer(means).latents))
+        code = net.field(net.bottleneck.quantizer(means).latents)
+    score("code, surface at zero", code, is_fitted=False)
+    score("code", code)
     score("means", net.field(means))
     found = codec.encode(mesh, effort=effort, seed=SEED)
     score("searched code", codec.field(found))

@@ -9,6 +9,7 @@ import pytest
 import trimesh
 
 RUNGS = (
+    "code, surface at zero",
     "code",
     "means",
     "searched code",
@@ -28,7 +29,7 @@ def test_the_more_a_search_may_choose_the_less_is_lost(
     losses = {row["rung"]: row["loss"] for row in rows}
     assert losses["searched code"] < losses["code"]
     # So few steps end within the noise of a draw of queries.
-    assert all(losses[b] < losses[a] + 0.01 for a, b in pairwise(("means", *RUNGS[3:]))), losses
+    assert all(losses[b] < losses[a] + 0.01 for a, b in pairwise(("means", *RUNGS[4:]))), losses
     assert losses[RUNGS[-1]] < losses["means"] - 0.01, losses
     found = {row["rung"]: (row["query_iou"], row["f_002"]) for row in rows}
     assert all(0.5 < iou <= 1 and f > 0.8 for iou, f in found.values()), found

@@ -136,9 +136,9 @@ class ShapeCodec(Codec):
         batch = self._batch(surface, seed)
         with torch.inference_mode():
             codes = self.model.encode(batch).to("cpu").prefix(levels=levels)
-        codes = self._fit_iso(codes, surface)
+        codes = self._fitted(codes, surface)
         if effort:
-            found = self._fit_iso(self._search(codes, batch, solid, effort, seed), surface)
+            found = self._fitted(self._search(codes, batch, solid, effort, seed), surface)
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
             if not self.is_empty(found) or self.is_empty(codes):
                 codes = found
@@ -146,20 +146,24 @@ class ShapeCodec(Codec):
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
             if not self.is_empty(codes):
                 return codes
-            codes = self._fit_iso(self._search(codes, batch, solid, higher, seed), surface)
+            codes = self._fitted(self._search(codes, batch, solid, higher, seed), surface)
         if self.is_empty(codes):
             raise SignalError("the code of this shape decodes to an empty mesh at every effort")
         return codes
 
-    def _fit_iso(self, codes: Codes, surface: meshes.Surface) -> Codes:
-        """Place the surface where the field has half of the shape's surface inside.
+    def fit_iso(self, field: PlaneField, surface: meshes.Surface) -> float:
+        """The value of a field that half of a surface exceeds, as far as a file can hold it.
 
-        An uncertain field is cautious: thin parts lie below zero, blurred ones above.
+        An uncertain field is cautious: zero lies inside where parts are thin.
         """
-        zero = replace(codes, meta={k: v for k, v in codes.meta.items() if k != "iso"})
-        values = self._evaluate(self.field(zero), surface.points[: surface.num_uniform])
-        iso = bitstream.nearest_iso(float(np.median(values)))
-        return replace(codes, meta={**zero.meta, "iso": torch.tensor([iso])})
+        values = self._evaluate(field, surface.points[: surface.num_uniform])
+        return bitstream.nearest_iso(float(np.median(values)))
+
+    def _fitted(self, codes: Codes, surface: meshes.Surface) -> Codes:
+        """Give a code the value of its field at the surface."""
+        meta = {k: v for k, v in codes.meta.items() if k != "iso"}
+        iso = self.fit_iso(self.field(replace(codes, meta=meta)), surface)
+        return replace(codes, meta={**meta, "iso": torch.tensor([iso])})
 
     def _batch(self, surface: meshes.Surface, seed: int) -> dict[str, torch.Tensor]:
         """Take a subset of the samples as training does: uniform and sharp in fixed shares."""
