@@ -123,7 +123,7 @@ def encode(
     def pack(codes: Codes) -> bytes:
         return codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
 
-    if max_bytes is not None and effort:
+    if max_bytes is not None and codec.spec.modality == "shape":
         given["fit"] = lambda codes: kind.count(codec, codec.unpack(pack(codes), prior=symbols))
 
     def work(source: Path, target: Path) -> dict[str, Any]:

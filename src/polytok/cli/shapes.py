@@ -36,10 +36,10 @@ def encode(
 ) -> Codes:
     """Encode a mesh file, and say what of it is left out.
 
-    ``fit`` counts the scales of a code that its file may hold: a search betters just these.
+    ``fit`` counts the scales of a code that its file may hold: a code of just these is made.
     """
     show.dropped(source)
-    levels = fit(codec.encode(source, seed=seed)) if effort and fit else None
+    levels = fit(codec.encode(source, seed=seed)) if fit else None
     return codec.encode(source, effort=effort, levels=levels, seed=seed)
 
 

@@ -41,9 +41,11 @@ def attend(
 def _attend_in_steps(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float
 ) -> Tensor:
-    """The same by two matrix products, with the softmax in fp32."""
-    logits = (q * q.shape[-1] ** -0.5 @ k.mT).float()
-    if allowed is not None:
-        is_mask = allowed.dtype == torch.bool
-        logits = logits.masked_fill(~allowed, float("-inf")) if is_mask else logits + allowed
-    return F.dropout(logits.softmax(-1), dropout).to(v.dtype) @ v
+    """The same by two matrix products."""
+    # Autocast would copy logits and weights to fp32 and back; the softmax sums in fp32 anyway.
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q * q.shape[-1] ** -0.5 @ k.mT
+        if allowed is not None:
+            is_mask = allowed.dtype == torch.bool
+            logits = logits.masked_fill(~allowed, float("-inf")) if is_mask else logits + allowed
+        return F.dropout(logits.softmax(-1).to(v.dtype), dropout) @ v
