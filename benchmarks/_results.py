@@ -37,6 +37,8 @@ PACKAGES = (
     "DracoPy",
     "torch",
 )
+SHAPE_MODEL = "vat-512b-small.shapes2"
+SHAPE_GENERATOR = "vat-512b-small-gen.shapes2"
 SAVE_EVERY = 30.0
 
 Row = dict[str, Any]

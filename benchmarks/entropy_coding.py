@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import _results
-from _results import RESULTS, Item, Results, Row
+from _results import RESULTS, SHAPE_GENERATOR, Item, Results, Row
 from polytok import bitstream
 from polytok.core.errors import PolytokError, SignalError
 from polytok.systems import api
@@ -58,7 +58,7 @@ def rows_of(item: Item, caption: str, generator: Any) -> list[Row]:
 def main(argv: list[str] | None = None) -> None:
     """Measure the shapes that are not there yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="vat-512b-small-gen.shapes1")
+    parser.add_argument("--model", default=SHAPE_GENERATOR)
     parser.add_argument("--splits", default="val,val-unseen")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--fresh", action="store_true")

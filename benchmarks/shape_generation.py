@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import _results
 from _clouds import SEED, cloud, shortlist
-from _results import RESULTS, Item, Results, Row
+from _results import RESULTS, SHAPE_GENERATOR, Item, Results, Row
 from polytok.core.contracts import Codes
 from polytok.core.errors import UnknownNameError
 from polytok.core.files import atomic_path
@@ -388,7 +388,7 @@ def _flat(light: Array, alpha: Array) -> Any:
 def main(argv: list[str] | None = None) -> None:
     """Run the parts that have no row yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="vat-512b-small-gen.shapes1")
+    parser.add_argument("--model", default=SHAPE_GENERATOR)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--codes", type=Path, help="codes of the training shapes")
     parser.add_argument("--views", type=Path, help="pictures of the training shapes")

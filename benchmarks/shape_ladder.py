@@ -24,7 +24,7 @@ import trimesh
 from torch import Tensor
 
 import _results
-from _results import Item, Results, Row, load_codec
+from _results import SHAPE_MODEL, Item, Results, Row, load_codec
 from polytok.core.errors import SignalError
 from polytok.core.seeding import derive, torch_rng
 from polytok.metrics import CONVENTIONS, ShapeReference
@@ -137,7 +137,7 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
 def main(argv: Iterable[str] | None = None) -> None:
     """Run the ladder on every N-th shape of the splits."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="vat-512b-small")
+    parser.add_argument("--model", default=SHAPE_MODEL)
     parser.add_argument("--splits", default="val")
     parser.add_argument("--every", type=int, default=6)
     parser.add_argument("--limit", type=int)

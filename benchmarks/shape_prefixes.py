@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import _results
-from _results import Item, Results, Row, load_codec
+from _results import SHAPE_MODEL, Item, Results, Row, load_codec
 from polytok.core.seeding import numpy_rng
 from polytok.signals.mesh.solid import solidify
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--splits", default="val,val-unseen")
     parser.add_argument("--limit", type=int, help="only the first N shapes of each split")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--model", default="vat-512b-small")
+    parser.add_argument("--model", default=SHAPE_MODEL)
     parser.add_argument("--fresh", action="store_true", help="drop the rows that are there")
     args = parser.parse_args(argv)
     about = {

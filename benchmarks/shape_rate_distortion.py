@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import _results
 from _clouds import cloud, shortlist
-from _results import Item, Results, Row, load_codec
+from _results import SHAPE_MODEL, Item, Results, Row, load_codec
 from polytok.core.errors import SignalError
 from polytok.metrics import CONVENTIONS, ShapeReference, chamfer_matrix, draco_fit
 
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="only the first N shapes of each split")
     parser.add_argument("--every", type=int, default=1, help="only every N-th shape")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--model", default="vat-512b-small")
+    parser.add_argument("--model", default=SHAPE_MODEL)
     parser.add_argument("--efforts", default=",".join(map(str, EFFORTS)))
     parser.add_argument("--prefixes", default="", help="levels to score; all if left out")
     parser.add_argument("--own", action="store_true", help="a search for each of these levels")

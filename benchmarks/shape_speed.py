@@ -26,7 +26,7 @@ import trimesh
 from numpy.typing import NDArray
 
 import _results
-from _results import Item, Results, Row, load_codec
+from _results import SHAPE_MODEL, Item, Results, Row, load_codec
 from polytok.core.errors import PolytokError
 from polytok.signals.mesh.extract import Field
 
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parts", default="decode,cold,encode")
-    parser.add_argument("--model", default="vat-512b-small")
+    parser.add_argument("--model", default=SHAPE_MODEL)
     parser.add_argument("--resolution", type=int, default=256, help="of part extract")
     parser.add_argument("--every", type=int, default=4, help="of part extract: each Nth shape")
     parser.add_argument("--field", choices=("solid", "model"), default="model", help="to extract")

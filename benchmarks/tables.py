@@ -27,7 +27,7 @@ import _tables_mixture
 import _tables_quantizers
 import _tables_reduction
 from _report import load, markdown
-from _results import RESULTS, ROOT, Row
+from _results import RESULTS, ROOT, SHAPE_MODEL, Row
 from _tables_vlm import exits_table, glyphs_table, scenes_table, ttft_table
 from _tables_zett import transfer_table, tuning_table
 from polytok.core import registry
@@ -37,7 +37,6 @@ from polytok.metrics import bootstrap_mean
 
 MISSING = "not measured yet"
 MODEL = "vat-512b-small"
-MODELS = {"polytok": MODEL, "polytok, shapes2": f"{MODEL}.shapes2"}
 OWN = {"": "", "_own": " searched at each size"}  # ends of files: prefixes, or codes of their own
 SPLITS = ("val", "val-unseen")
 LIMITS = (128, 256, 512)
@@ -85,18 +84,14 @@ def rate_table(folder: Path) -> str:
     """F at whole files of at most so many bytes."""
     draco = rows_of("shape_rd_draco", folder)
     out = []
-    kinds = [
-        (f"{label}{words}", f"{m}_effort[0-9]{end}")
-        for label, m in MODELS.items()
-        for end, words in OWN.items()
-    ]
-    for label, pattern in kinds:
-        files = sorted(folder.glob(f"shape_rd_polytok_{pattern}.json"))
+    for end, words in OWN.items():
+        files = sorted(folder.glob(f"shape_rd_polytok_{SHAPE_MODEL}_effort[0-9]{end}.json"))
         ours = [row for path in files for row in rows_of(path.stem, folder)]
         for effort in sorted({row["effort"] for row in ours}):
             for limit in LIMITS:
-                name = f"{label}, effort {effort}"
-                out.append([name, f"<= {limit}", *_scores(_longest(ours, effort, limit))])
+                if found := _longest(ours, effort, limit):
+                    name = f"polytok{words}, effort {effort}"
+                    out.append([name, f"<= {limit}", *_scores(found)])
     for size in (*LIMITS, 1024):
         at = [row for row in draco if row["max_bytes"] == size]
         out.append(["decimation + Draco", f"<= {size}", *_scores(at)])
@@ -126,13 +121,11 @@ def _longest(rows: Sequence[Row], effort: int, limit: int) -> list[Row]:
 def ladder_table(folder: Path) -> str:
     """Mean scores of every rung between the code that ships and the solid itself."""
     out = []
-    for label, model in MODELS.items():
-        rows = rows_of(f"shape_ladder_{model}", folder)
-        for rung in dict.fromkeys(row["rung"] for row in rows):
-            at = [row for row in rows if row["rung"] == rung]
-            means = [f"{mean(row[n] for row in at):.3f}" for n in RUNG_SCORES]
-            out.append([label, rung, str(len(at)), *means])
-    head = ["model", "rung", "shapes", *RUNG_SCORES.values()]
+    rows = rows_of(f"shape_ladder_{SHAPE_MODEL}", folder)
+    for rung in dict.fromkeys(row["rung"] for row in rows):
+        at = [row for row in rows if row["rung"] == rung]
+        out.append([rung, str(len(at)), *(f"{mean(r[n] for r in at):.3f}" for n in RUNG_SCORES)])
+    head = ["rung", "shapes", *RUNG_SCORES.values()]
     return markdown(head, out or [[MISSING, *["–"] * (len(head) - 1)]])
 
 
@@ -325,7 +318,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed": speed_table,
     "ladder": ladder_table,
     "training": partial(training_table, preset=MODEL),
-    "training-deeper": partial(training_table, preset=f"{MODEL}.shapes2"),
+    "training-deeper": partial(training_table, preset=SHAPE_MODEL),
     "training-4kb": partial(training_table, preset="vat-4kb-small"),
     "prefixes": prefixes_table,
     "generator-sizes": sizes_table,

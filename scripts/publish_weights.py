@@ -168,6 +168,7 @@ def main() -> None:
     for key in ("train", "val", "prepared"):
         # Where the data lay on the machine that trained is nobody's business.
         recipe["data"][key] = Path(recipe["data"][key]).name
+    recipe["init"] = Path(recipe.get("init") or "").name
     write_text(out / "recipe.json", json.dumps(recipe, indent=1) + "\n")
     card = CARD.format(
         tag=args.tag,

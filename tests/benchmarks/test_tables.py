@@ -14,6 +14,7 @@ from polytok.core import registry
 from polytok.core.errors import PolytokError, UnknownNameError
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = "vat-512b-small.shapes2"
 
 
 @pytest.fixture
@@ -84,16 +85,19 @@ def test_rate_takes_the_longest_prefix_that_fits(tables: ModuleType, tmp_path: P
 
     ours = [row("a", 1, 100, 0.2), row("a", 2, 250, 0.4), row("a", 3, 500, 0.6)]
     ours += [row("b", 1, 90, 0.4), row("b", 2, 120, 0.8), row("b", 3, 600, 1.0)]
-    write(tmp_path, "shape_rd_polytok_vat-512b-small_effort0", ours)
+    write(tmp_path, f"shape_rd_polytok_{MODEL}_effort0", ours)
     got = {(r[0], r[1]): r[2:] for r in cells(tables.filled(marked("rate"), tmp_path))}
     means = [float(got["polytok, effort 0", f"<= {n}"][0].split()[0]) for n in (128, 256, 512)]
     assert means == pytest.approx([0.5, 0.6, 0.7])
     assert got["polytok, effort 0", "<= 512"][1].startswith("0.350 ")
     assert got["polytok, effort 0", "<= 512"][2] == tables.MISSING  # no row of val-unseen
     assert got["decimation + Draco", "<= 512"] == [tables.MISSING] * 4
-    write(tmp_path, "shape_rd_polytok_vat-512b-small.shapes2_effort0", ours[:1])
+    # Codes of their own are other rows; sizes that nothing fits have none.
+    write(tmp_path, f"shape_rd_polytok_{MODEL}_effort5_own", [{**ours[2], "effort": 5}])
     rows = cells(tables.filled(marked("rate"), tmp_path))
-    assert [r[2][:5] for r in rows if r[0] == "polytok, shapes2, effort 0"] == ["0.200"] * 3
+    assert [r[1:3] for r in rows if r[0] == "polytok searched at each size, effort 5"] == [
+        ["<= 512", "0.600 [0.600, 0.600]"]
+    ]
 
 
 def test_a_ladder_keeps_the_order_of_its_rungs(tables: ModuleType, tmp_path: Path) -> None:
@@ -103,10 +107,10 @@ def test_a_ladder_keeps_the_order_of_its_rungs(tables: ModuleType, tmp_path: Pat
         for shape, f in (("a", 0.5), ("b", 1.0))
         for rung in ("means", "code")
     ]
-    write(tmp_path, "shape_ladder_vat-512b-small", rows)
+    write(tmp_path, f"shape_ladder_{MODEL}", rows)
     found = cells(tables.filled(marked("ladder"), tmp_path))
-    assert [row[:3] for row in found] == [["polytok", "means", "2"], ["polytok", "code", "2"]]
-    assert found[0][3:] == ["0.500", "0.250", "0.500", "0.750", "0.500"]
+    assert [row[:2] for row in found] == [["means", "2"], ["code", "2"]]
+    assert found[0][2:] == ["0.500", "0.250", "0.500", "0.750", "0.500"]
 
 
 def test_a_curve_comes_from_the_run(tables: ModuleType, tmp_path: Path) -> None:

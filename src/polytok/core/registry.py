@@ -63,7 +63,7 @@ SYSTEMS: dict[str, System] = {
                 "vat-4kb-small",
                 "vat-4kb",
             ),
-            default_weights={"vat-512b-small": "vat-512b-small.shapes1"},
+            default_weights={"vat-512b-small": "vat-512b-small.shapes2"},
         ),
         System(
             name="vat-gen",

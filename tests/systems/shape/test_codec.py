@@ -15,7 +15,7 @@ from polytok import bitstream
 from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError, SignalError, WeightsError
 from polytok.signals import mesh as meshes
-from polytok.systems.shape.codec import MAX_EFFORT, ShapeCodec
+from polytok.systems.shape.codec import MAX_EFFORT, PROBE_RESOLUTION, ShapeCodec
 from polytok.systems.shape.vat import VAT, preset
 
 TAG = "0badc0de"
@@ -319,3 +319,34 @@ def test_a_search_that_ends_empty_keeps_the_code_it_began_with(
     monkeypatch.setattr(codec, "is_empty", lambda codes: same(codes, searched))
     kept = codec.encode(box(), effort=3)
     assert all(torch.equal(a, b) for a, b in zip(kept.indices, first.indices, strict=True))
+
+
+class Board:
+    """The field of a board between the points of a coarse grid, ``half`` thick on either side."""
+
+    def __init__(self, half: float, iso: float) -> None:
+        self.half, self.iso = half, iso
+
+    def __call__(self, points: Tensor) -> Tensor:
+        return self.half - (points[..., 2] - 1 / 47 + 0.0213).abs() - self.iso
+
+
+def test_a_thin_board_is_not_nothing(codec: ShapeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It slips through the probe, but not through the grid that meshes are made on."""
+    codes = codec.encode(box())
+    for half, is_empty in ((0.3, False), (0.012, False), (-0.1, True)):
+        monkeypatch.setattr(codec, "field", lambda codes, half=half: Board(half, 0.0))
+        assert codec.is_empty(codes) is is_empty, half
+    axis = torch.linspace(-1, 1, PROBE_RESOLUTION)
+    points = torch.stack([torch.zeros_like(axis), torch.zeros_like(axis), axis], -1)[None]
+    assert not (Board(0.012, 0.0)(points) > 0).any()
+
+
+def test_a_surface_that_leaves_nothing_is_put_at_zero(
+    codec: ShapeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "fit_iso", lambda field, surface: 0.25)
+    monkeypatch.setattr(codec, "is_empty", lambda codes: float(codes.meta["iso"]) > 0)
+    assert float(codec.encode(box()).meta["iso"]) == 0
+    monkeypatch.setattr(codec, "is_empty", lambda codes: False)
+    assert float(codec.encode(box()).meta["iso"]) == 0.25

@@ -23,6 +23,7 @@ from polytok.systems.shape.vat.search import refine
 
 Signal = trimesh.Trimesh | str | PathLike[str]
 MAX_EFFORT = 9
+RESOLUTION = 128
 PROBE_RESOLUTION = 48
 
 
@@ -90,7 +91,7 @@ class ShapeCodec(Codec):
         self,
         codes: Codes,
         *,
-        resolution: int = 128,
+        resolution: int = RESOLUTION,
         levels: int | None = None,
         faces: int | None = None,
     ) -> list[trimesh.Trimesh]:
@@ -160,10 +161,14 @@ class ShapeCodec(Codec):
         return bitstream.nearest_iso(float(np.median(values)))
 
     def _fitted(self, codes: Codes, surface: meshes.Surface) -> Codes:
-        """Give a code the value of its field at the surface."""
+        """Give a code the value of its field at the surface, or zero if that leaves nothing."""
         meta = {k: v for k, v in codes.meta.items() if k != "iso"}
         iso = self.fit_iso(self.field(replace(codes, meta=meta)), surface)
-        return replace(codes, meta={**meta, "iso": torch.tensor([iso])})
+        fitted, zero = (
+            replace(codes, meta={**meta, "iso": torch.tensor([value])}) for value in (iso, 0.0)
+        )
+        # Fields swell thin parts, and one of its true thickness may slip through a grid.
+        return zero if self.is_empty(fitted) else fitted
 
     def _batch(self, surface: meshes.Surface, seed: int) -> dict[str, torch.Tensor]:
         """Take a subset of the samples as training does: uniform and sharp in fixed shares."""
@@ -205,10 +210,18 @@ class ShapeCodec(Codec):
         return replace(codes, indices=tuple(i.cpu() for i in result.indices))
 
     def is_empty(self, codes: Codes) -> bool:
-        """Whether a code, a batch of one, decodes to nothing on a coarse grid."""
+        """Whether a code, a batch of one, decodes to nothing at the usual resolution."""
+        field = self.field(codes)
         axis = np.linspace(-1, 1, PROBE_RESOLUTION, dtype=np.float32)
         grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-        return not bool((self._evaluate(self.field(codes), grid) > 0).any())
+        if bool((self._evaluate(field, grid) > 0).any()):
+            return False
+        # A thin board lies between the points of so coarse a grid.
+        try:
+            self._extract(field, RESOLUTION)
+        except SignalError:
+            return True
+        return False
 
     def _extract(self, field: PlaneField, resolution: int) -> trimesh.Trimesh:
         surface = meshes.extract(lambda points: self._evaluate(field, points), resolution)
