@@ -78,7 +78,8 @@ class Bench:
     @cached_property
     def samples(self) -> Codes:
         """As many unconditional samples as val has shapes."""
-        return self.generator.generate(count=len(self.val), seed=SEED)
+        sampling = Sampling(top_p=self.args.free_top_p)
+        return self.generator.generate(count=len(self.val), seed=SEED, sampling=sampling)
 
     @cached_property
     def sample_clouds(self) -> Array:
@@ -394,6 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--views", type=Path, help="pictures of the training shapes")
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--top-p", type=float, default=0.7, help="of samples with a condition")
+    parser.add_argument("--free-top-p", type=float, default=1.0, help="of samples without one")
     parser.add_argument("--limit", type=int, default=None, help="shapes per split, for a trial")
     parser.add_argument("--sheet", type=Path, help="draw a contact sheet there")
     parser.add_argument("--fresh", action="store_true")
@@ -413,6 +415,7 @@ def main(argv: list[str] | None = None) -> None:
         "weights": bench.generator.weights,
         "cfg": args.cfg,
         "top_p": args.top_p,
+        "free_top_p": args.free_top_p,
         "resolution": RESOLUTION,
         "limit": args.limit,
     }

@@ -10,6 +10,7 @@ import torch
 import trimesh
 
 from cli.commands import run
+from polytok.bitstream import read_header
 from polytok.systems import api
 
 
@@ -36,6 +37,7 @@ def test_info_counts_bytes_and_restores_the_box(
     assert facts["bytes"] == code.stat().st_size
     assert facts["longest_side"] == pytest.approx(3.0, rel=1e-5)
     assert facts["tokens"] == [1, 4, 9, 16]
+    assert facts["iso"] == read_header(code.read_bytes()).iso
 
 
 def test_truncate_gives_the_tokens_of_encoding_to_fewer_bytes(
@@ -67,8 +69,6 @@ def test_a_cut_file_decodes_only_when_asked(
 def test_a_search_betters_the_scales_that_fit(
     model: Path, box: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from polytok.systems import api
-
     codec = api.load_codec(model)
     sizes = [
         len(codec.pack(codec.encode(box, levels=n), coder="raw")[0])
