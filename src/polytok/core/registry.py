@@ -82,7 +82,7 @@ SYSTEMS: dict[str, System] = {
                 "vat-512b-gen-0.5b",
                 "vat-512b-gen-1.5b",
             ),
-            default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes1"},
+            default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes2"},
         ),
         System(
             name="titok",
@@ -299,6 +299,9 @@ WEIGHTS: dict[str, Weights] = {
     ),
     "vat-512b-small-gen.shapes1": Weights(
         preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes1", fingerprint="3147606c"
+    ),
+    "vat-512b-small-gen.shapes2": Weights(
+        preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes2", fingerprint="e784f4ec"
     ),
     "one-d-piece-tiny.free": Weights(
         preset="one-d-piece-tiny",
