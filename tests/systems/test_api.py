@@ -26,7 +26,7 @@ from polytok.systems.shape.vat import VAT, preset
 
 TINY = "vat-512b-tiny"
 SMALL = "vat-512b-small"
-TAG = "vat-512b-small.shapes1"
+TAG = "vat-512b-small.shapes2"
 
 
 def save_tiny(folder: Path, seed: int) -> str:
@@ -252,3 +252,12 @@ def test_overrides_are_checked_like_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read recipe"):
         api.train(tmp_path / "no.toml", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [SMALL, "vat-512b-small.shapes1", "vat-512b-small.shapes2"])
+def test_weights_have_their_own_entropy_coder(name: str) -> None:
+    codec = api.load_codec(name)
+    prior = api.prior_of(codec)
+    tag = name if "." in name else registry.SYSTEMS["vat"].default_weights[SMALL]
+    wanted = registry.WEIGHTS[tag.replace("small.", "small-gen.")].fingerprint
+    assert prior.fingerprint == wanted

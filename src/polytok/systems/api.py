@@ -231,12 +231,14 @@ def prior_for(
 
 
 def prior_of(codec: Codec, prior: StrPath | None = None, text: str | None = None) -> PriorCoder:
-    """Load the entropy coder of a tokenizer: ``prior``, else the generator of its preset.
+    """Load a tokenizer's entropy coder: ``prior``, else the generator of its weights or preset.
 
     Raises:
         WeightsError: there is none, or it belongs to other weights.
     """
-    name = prior or f"{codec.name.split('.')[0]}-gen"
+    preset, _, tag = codec.name.partition(".")
+    own = f"{preset}-gen.{tag}"
+    name = prior or (own if own in registry.WEIGHTS else f"{preset}-gen")
     generator = load_generator(name, modality=codec.spec.modality)
     if generator.codec.weights != codec.weights:
         raise WeightsError(
