@@ -28,6 +28,7 @@ from polytok.core.errors import PolytokError
 
 WEIGHTS = "0badcafe"
 HEADER = 30
+HAS_ISO = 0x80  # a bit of byte 9: the header is a byte longer
 MAX_GROWTH_MIB = 64
 Mutate = Callable[[bytearray, Random], None]
 
@@ -58,10 +59,12 @@ def make_target(name: str, pairs: list[tuple[int, int]], seed: int) -> Target:
     for skew in (1.0, 6.0):
         ids = [torch.from_numpy((v * rng.random((1, n)) ** skew).astype(int)) for v, n in pairs]
         centre = torch.from_numpy(rng.normal(size=(1, 3)).astype(np.float32))
-        codes = Codes(indices=tuple(ids), meta={"centre": centre, "scale": torch.ones(1) * 0.7})
-        data = pack(codes, spec, weights=WEIGHTS, histograms=histograms)
-        short = truncate(data, spec, len(data) - 1, weights=WEIGHTS, histograms=histograms)
-        files += [data, short]
+        for more in ({}, {"iso": torch.tensor([-0.75])}):
+            meta = {"centre": centre, "scale": torch.ones(1) * 0.7, **more}
+            codes = Codes(indices=tuple(ids), meta=meta)
+            data = pack(codes, spec, weights=WEIGHTS, histograms=histograms)
+            short = truncate(data, spec, len(data) - 1, weights=WEIGHTS, histograms=histograms)
+            files += [data, short]
     assert {read_header(f).is_range_coded for f in files} == {False, True}
     return Target(name, spec, histograms, files)
 
@@ -104,7 +107,7 @@ def field(data: bytearray, rng: Random) -> None:
             (3, bytes([rng.randrange(256)])),
             (4, rng.randbytes(4)),
             (8, bytes([rng.choice((0, 1, 1, 2, 16, 17, rng.randrange(256)))])),
-            (9, bytes([rng.choice((0, 1, 2, 3, 4, 9, 10, 255))])),
+            (9, bytes([rng.choice((0, 1, 2, 3, 4, 9, 10, 127)) | rng.choice((0, HAS_ISO))])),
             (10 + 4 * rng.randrange(4), struct.pack("<f", value)),
             (10 + 4 * rng.randrange(4), rng.randbytes(4)),
         )
@@ -115,7 +118,7 @@ def field(data: bytearray, rng: Random) -> None:
 def level_count(data: bytearray, rng: Random) -> None:
     """Announce other levels or the other coder, with as many bytes as fit or not."""
     data[8] = rng.randrange(2)
-    data[9] = rng.randrange(12)
+    data[9] = rng.randrange(12) | rng.choice((0, HAS_ISO))
     if rng.random() < 0.5:
         del data[rng.randrange(HEADER, len(data) + 1) :]
 
@@ -132,7 +135,9 @@ def mutants(target: Target, rng: Random) -> Iterator[tuple[str, bytes]]:
             if len(data) > HEADER:
                 mutate(data, rng)
         if rng.random() < 0.5 and len(data) >= HEADER:
-            data[26:30] = struct.pack("<I", zlib.crc32(data[HEADER:], zlib.crc32(data[:26])))
+            end = HEADER + bool(data[9] & HAS_ISO)
+            crc = zlib.crc32(data[end:], zlib.crc32(data[: end - 4]))
+            data[end - 4 : end] = struct.pack("<I", crc)
         yield mutate.__name__, bytes(data)
 
 
