@@ -39,7 +39,12 @@ def encode(
     ``fit`` counts the scales of a code that its file may hold: a code of just these is made.
     """
     show.dropped(source)
-    levels = fit(codec.encode(source, seed=seed)) if fit else None
+    if fit is None:
+        return codec.encode(source, effort=effort, seed=seed)
+    whole = codec.encode(source, seed=seed)
+    levels = fit(whole)
+    if not effort and levels == count(codec, whole):
+        return whole
     return codec.encode(source, effort=effort, levels=levels, seed=seed)
 
 

@@ -137,20 +137,19 @@ class ShapeCodec(Codec):
         batch = self._batch(surface, seed)
         with torch.inference_mode():
             codes = self.model.encode(batch).to("cpu").prefix(levels=levels)
-        codes = self._fitted(codes, surface)
+        found = self._fitted(codes, surface)
         if effort:
-            found = self._fitted(self._search(codes, batch, solid, effort, seed), surface)
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
-            if not self.is_empty(found) or self.is_empty(codes):
-                codes = found
+            searched = self._search(codes, batch, solid, effort, seed)
+            found = self._fitted(searched, surface) or found
         # A code may decode to nothing, as it does for some very thin shapes: search harder then.
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
-            if not self.is_empty(codes):
-                return codes
-            codes = self._fitted(self._search(codes, batch, solid, higher, seed), surface)
-        if self.is_empty(codes):
+            if found is not None:
+                break
+            found = self._fitted(self._search(codes, batch, solid, higher, seed), surface)
+        if found is None:
             raise SignalError("the code of this shape decodes to an empty mesh at every effort")
-        return codes
+        return found
 
     def fit_iso(self, field: PlaneField, surface: meshes.Surface) -> float:
         """The value of a field that half of a surface exceeds, as far as a file can hold it.
@@ -160,15 +159,14 @@ class ShapeCodec(Codec):
         values = self._evaluate(field, surface.points[: surface.num_uniform])
         return bitstream.nearest_iso(float(np.median(values)))
 
-    def _fitted(self, codes: Codes, surface: meshes.Surface) -> Codes:
-        """Give a code the value of its field at the surface, or zero if that leaves nothing."""
-        meta = {k: v for k, v in codes.meta.items() if k != "iso"}
-        iso = self.fit_iso(self.field(replace(codes, meta=meta)), surface)
-        fitted, zero = (
-            replace(codes, meta={**meta, "iso": torch.tensor([value])}) for value in (iso, 0.0)
-        )
+    def _fitted(self, codes: Codes, surface: meshes.Surface) -> Codes | None:
+        """Give a code the value of its field at the surface, or zero; None if neither shows it."""
         # Fields swell thin parts, and one of its true thickness may slip through a grid.
-        return zero if self.is_empty(fitted) else fitted
+        for iso in (self.fit_iso(self.field(codes), surface), 0.0):
+            fitted = replace(codes, meta={**codes.meta, "iso": torch.tensor([iso])})
+            if not self.is_empty(fitted):
+                return fitted
+        return None
 
     def _batch(self, surface: meshes.Surface, seed: int) -> dict[str, torch.Tensor]:
         """Take a subset of the samples as training does: uniform and sharp in fixed shares."""
