@@ -19,6 +19,7 @@ from polytok import bitstream
 from polytok.bitstream import (
     bits_per_level,
     nearest_iso,
+    nearest_stretch,
     pack,
     read_header,
     size,
@@ -118,6 +119,55 @@ def test_layout_of_the_surface_s_value(make_spec: MakeSpec) -> None:
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises((FormatError, WeightsError)):
             unpack(bytes(damaged), spec, weights=WEIGHTS)
+
+
+def test_layout_of_the_stretch(make_spec: MakeSpec) -> None:
+    """The second bit of the number of levels, and a byte an axis behind the surface's value."""
+    spec = make_spec([(16, 1), (16, 3)])
+    plain = Codes(
+        indices=(torch.tensor([[10]]), torch.tensor([[1, 2, 15]])),
+        meta={"centre": torch.tensor([[1.0, -2.0, 0.5]]), "scale": torch.tensor([0.25])},
+    )
+    without = pack(plain, spec, weights=WEIGHTS)
+    assert read_header(without).stretch == (1, 1, 1)
+    for steps in ([0, 16, 32], *([n, 0, 255 - n] for n in range(256))):
+        factors = torch.tensor([[2 ** (n / 16) for n in steps]])
+        for iso, flags, value in ((None, 0x40, b""), (0.5, 0xC0, b"\x10")):
+            meta = {**plain.meta, "stretch": factors}
+            if iso is not None:
+                meta["iso"] = torch.tensor([iso])
+            codes = replace(plain, meta=meta)
+            data = pack(codes, spec, weights=WEIGHTS)
+            head = without[:9] + bytes([flags | 2]) + without[10:26] + value + bytes(steps)
+            crc = struct.pack("<I", zlib.crc32(head + without[30:]))
+            assert data == head + crc + without[30:]
+            assert equal(unpack(data, spec, weights=WEIGHTS), codes)
+            assert read_header(data).stretch == tuple(factors[0].tolist())
+    assert sizes(spec, read_header(data).meta) == [n + 4 for n in sizes(spec)]
+    for cut in range(len(data)):
+        with pytest.raises(FormatError):
+            unpack(data[:cut], spec, weights=WEIGHTS)
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((FormatError, WeightsError)):
+            unpack(bytes(damaged), spec, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("value", [0.99, 1.03, 0.0, -2.0, 70000.0, float("nan"), float("inf")])
+def test_a_stretch_that_a_file_cannot_hold_is_refused(make_spec: MakeSpec, value: float) -> None:
+    spec = make_spec([(16, 1)])
+    factors = torch.tensor([[1.0, value, 2.0]])
+    meta = {"centre": torch.zeros(1, 3), "scale": torch.ones(1), "stretch": factors}
+    with pytest.raises(FormatError, match=r"stretch=.* is not three powers of 2\^\(1/16\)"):
+        pack(Codes(indices=(torch.tensor([[1]]),), meta=meta), spec, weights=WEIGHTS)
+
+
+@given(st.lists(st.floats(1e-6, 1e9), min_size=3, max_size=3))
+def test_nearest_stretch(factors: list[float]) -> None:
+    found = nearest_stretch(factors).astype(np.float64)
+    wanted = np.clip(factors, 1, 2 ** (255 / 16))
+    assert np.abs(np.log2(found / wanted)).max() <= 1 / 32 + 1e-6
 
 
 @pytest.mark.parametrize("value", [0.01, 4.0, -4.03125, float("nan"), float("inf")])
@@ -309,7 +359,7 @@ def damaged_headers(raw: bytes) -> Iterator[tuple[bytes, str]]:
         yield raw[:8] + bytes([flags]) + raw[9:], f"unknown flags 0x{flags:02x}"
     yield raw[:9] + b"\x00" + raw[10:], "holds no level"
     yield raw[:9] + b"\x0a" + raw[10:], "10 levels; this tokenizer has 9"
-    yield raw[:9] + b"\x7f" + raw[10:], "127 levels; this tokenizer has 9"
+    yield raw[:9] + b"\x3f" + raw[10:], "63 levels; this tokenizer has 9"
     yield raw[:9] + b"\x80" + raw[10:], "holds no level"
     yield raw[:9] + b"\x08" + raw[10:], "486 bytes; 8 levels take 336"
     for value in (float("nan"), float("inf"), -float("inf"), 2e30):

@@ -12,7 +12,7 @@ from polytok.bitstream.container import (
     truncate,
     unpack,
 )
-from polytok.bitstream.heads import nearest_iso, tile_grid
+from polytok.bitstream.heads import nearest_iso, nearest_stretch, tile_grid
 from polytok.bitstream.prior import (
     SymbolModel,
     SymbolReader,
@@ -29,6 +29,7 @@ __all__ = [
     "bits_per_level",
     "describe_writer",
     "nearest_iso",
+    "nearest_stretch",
     "pack",
     "read_header",
     "size",

@@ -53,7 +53,7 @@ class Header:
         is_range_coded: the payload is coded under the histograms of the weights.
         is_intact: the checksum agrees with the bytes.
         meta: arrays by name that restore the signal: ``centre``, ``scale`` and, where the file has
-            it, ``iso`` of a shape, ``size`` and ``tiles`` of an image.
+            them, ``iso`` and ``stretch`` of a shape, ``size`` and ``tiles`` of an image.
         prior: fingerprint of the prior that the payload is coded under, 8 hex digits, or None.
         has_text: the prior had a text.
         writer: what computed the prior's probabilities, see ``describe_writer``; or None.
@@ -93,6 +93,11 @@ class Header:
         return float(self.meta.get("iso", 0.0))
 
     @property
+    def stretch(self) -> tuple[float, ...]:
+        """Factors (3,) along the axes of a shape, beside ``scale``."""
+        return tuple(self.meta.get("stretch", np.ones(3)).tolist())
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height of an image in pixels."""
         width, height = self.meta["size"].tolist()
@@ -125,9 +130,9 @@ def pack(
 
     Args:
         codes: a batch of one, of any leading number of levels if the spec allows prefixes; its
-            ``meta`` has ``centre`` (1, 3), ``scale`` (1,) and perhaps ``iso`` (1,) for shapes,
-            ``size`` (1, 2) and ``tiles`` (1,) for images, whose indices are the first token of
-            every tile, then the second of every tile, and so on.
+            ``meta`` has ``centre`` (1, 3), ``scale`` (1,) and perhaps ``iso`` (1,) and
+            ``stretch`` (1, 3) for shapes, ``size`` (1, 2) and ``tiles`` (1,) for images, whose
+            indices are the first token of every tile, then the second of every tile, and so on.
         spec: of the tokenizer, with a fixed count per level.
         weights: fingerprint of the tokenizer's weights, 8 hex digits.
         histograms: counts (V_k,) per level that belong to the weights; with them the payload is
@@ -228,7 +233,8 @@ def sizes(spec: TokenizerSpec, meta: Meta | None = None) -> list[int]:
     """Return the bytes of a file with the first 1, 2, ... levels, when it is only packed.
 
     Args:
-        meta: of the code, as in its header; a shape with ``iso`` takes a byte more.
+        meta: of the code, as in its header; a shape with ``iso`` takes a byte more, one with
+            ``stretch`` three.
     """
     head, meta = _head_of(spec), meta or {}
     levels = head.levels(spec, meta)

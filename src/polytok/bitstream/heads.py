@@ -8,12 +8,12 @@ are, its head says: those of the tokenizer for shapes, the positions of the toke
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from polytok.bitstream.packing import Ids
 from polytok.core.errors import FormatError, PolytokError
@@ -26,10 +26,9 @@ Meta = Mapping[str, NDArray[Any]]
 
 _MAX_SIDE = (1 << 16) - 1
 _MAX_TILES = 16
-_MAX_LEVELS = 127
-_HAS_ISO = 0x80
-_ISO = struct.Struct("<b")
+_MAX_LEVELS = 63
 ISO_UNITS = 32
+STRETCH_UNITS = 16
 _COUNTED = struct.Struct("<B")
 _VARINT_BYTES = 3
 
@@ -96,17 +95,76 @@ class _Field:
         return int(np.prod(self.shape))
 
 
+@dataclass(frozen=True)
+class _Extra:
+    """A row of a shape's meta that a file may lack, as a bit of its first byte says.
+
+    A file holds it as whole numbers, one byte each: ``step`` of the values, and ``value`` of those.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    flag: int
+    dtype: str
+    step: Callable[[NDArray[Any]], NDArray[Any]]
+    value: Callable[[NDArray[Any]], NDArray[Any]]
+    allowed: str
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def nearest(self, values: ArrayLike) -> NDArray[np.float32]:
+        """The values that a file can hold nearest to others; NaN where there is none."""
+        with np.errstate(all="ignore"):
+            return self.value(self.step(np.asarray(values, np.float64))).astype(np.float32)
+
+    def checked(self, meta: Meta) -> NDArray[np.float32]:
+        values = _found(meta, self.name, self.shape).astype(np.float32)
+        if not np.array_equal(self.nearest(values), values):
+            raise FormatError(f"{self.name}={values.tolist()} is not {self.allowed}")
+        return values
+
+    def write(self, values: NDArray[Any]) -> bytes:
+        return self.step(np.asarray(values, np.float64)).astype(self.dtype).tobytes()
+
+    def read(self, data: bytes, start: int) -> NDArray[np.float32]:
+        steps = np.frombuffer(data, self.dtype, self.num_bytes, start)
+        return self.value(steps.astype(np.float64)).astype(np.float32).reshape(self.shape)
+
+
+_ISO = _Extra(
+    name="iso",
+    shape=(),
+    flag=0x80,
+    dtype="i1",
+    step=lambda v: np.clip(np.rint(v * 32), -128, 127),
+    value=lambda n: n / 32,
+    allowed="a multiple of 1/32 within -4..3.96875",
+)
+_STRETCH = _Extra(
+    name="stretch",
+    shape=(3,),
+    flag=0x40,
+    dtype="u1",
+    step=lambda v: np.clip(np.rint(np.log2(v) * 16), 0, 255),
+    value=lambda n: np.exp2(n / 16),
+    allowed="three powers of 2^(1/16) within 1..62757",
+)
+
+
 class ShapeHead:
     """One byte for the number of levels, then ``centre`` (3,) and ``scale`` () as float32.
 
-    Where the meta has ``iso`` (), the value of the field at the surface, the first byte has its top
-    bit set and a signed byte follows: the value times ``ISO_UNITS``.
+    Two more may follow, of which the top bits of the first byte tell: ``iso`` (), the value of the
+    field at the surface, and ``stretch`` (3,), the factors along the axes beside ``scale``.
     """
 
     unit: Literal["levels", "tokens"] = "levels"
     # The bounds leave room for the restored coordinates in float32.
     _fields = (_Field("centre", (3,), -1e30, 1e30), _Field("scale", (), 1e-30, 1e30))
     _num_values = sum(f.num_values for f in _fields)
+    _extras = (_ISO, _STRETCH)
 
     def check(self, spec: TokenizerSpec) -> None:
         if not 1 <= len(spec.levels) <= _MAX_LEVELS:
@@ -125,41 +183,37 @@ class ShapeHead:
 
     def checked(self, meta: Meta) -> Meta:
         parts = [np.ravel(_found(meta, f.name, f.shape).astype("<f4")) for f in self._fields]
-        out = self._split(np.concatenate(parts))
-        if "iso" in meta:
-            iso = _found(meta, "iso", ()).astype(np.float32)
-            if iso != nearest_iso(float(iso)):
-                low, high = nearest_iso(-np.inf), nearest_iso(np.inf)
-                raise FormatError(
-                    f"iso={float(iso)} is not a multiple of 1/{ISO_UNITS} within {low:g}..{high:g}"
-                )
-            out["iso"] = iso
-        return out
+        extras = {e.name: e.checked(meta) for e in self._extras if e.name in meta}
+        return {**self._split(np.concatenate(parts)), **extras}
 
     def size(self, count: int, meta: Meta) -> int:
-        return _COUNTED.size + 4 * self._num_values + ("iso" in meta) * _ISO.size
+        extras = sum(e.num_bytes for e in self._extras if e.name in meta)
+        return _COUNTED.size + 4 * self._num_values + extras
 
     def write(self, count: int, meta: Meta) -> bytes:
         values = np.concatenate([np.ravel(meta[f.name]) for f in self._fields])
-        floats = values.astype("<f4").tobytes()
-        if "iso" not in meta:
-            return _COUNTED.pack(count) + floats
-        return _COUNTED.pack(count | _HAS_ISO) + floats + _ISO.pack(int(meta["iso"] * ISO_UNITS))
+        parts = [values.astype("<f4").tobytes()]
+        for extra in self._extras:
+            if extra.name in meta:
+                count |= extra.flag
+                parts.append(extra.write(meta[extra.name]))
+        return _COUNTED.pack(count) + b"".join(parts)
 
     def read(self, data: bytes, start: int) -> tuple[int, Meta, int]:
         if start >= len(data):
             raise _ends(data)
-        count, has_iso = data[start] & ~_HAS_ISO, data[start] & _HAS_ISO
+        extras = [e for e in self._extras if data[start] & e.flag]
+        count = data[start] & _MAX_LEVELS
         if not count:
             raise FormatError("the file holds no level")
-        end = start + self.size(0, {"iso": np.zeros(())} if has_iso else {})
+        place = start + _COUNTED.size + 4 * self._num_values
+        end = place + sum(e.num_bytes for e in extras)
         if len(data) < end:
             raise _ends(data)
-        values = np.frombuffer(data, "<f4", self._num_values, start + _COUNTED.size)
-        meta = self._split(values)
-        if has_iso:
-            [iso] = _ISO.unpack_from(data, end - _ISO.size)
-            meta["iso"] = np.array(iso / ISO_UNITS, np.float32)
+        meta = self._split(np.frombuffer(data, "<f4", self._num_values, start + _COUNTED.size))
+        for extra in extras:
+            meta[extra.name] = extra.read(data, place)
+            place += extra.num_bytes
         return count, meta, end
 
     def _split(self, values: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -242,7 +296,12 @@ HEADS: dict[str, Head] = {"shape": ShapeHead(), "image": ImageHead()}
 
 def nearest_iso(value: float) -> float:
     """The value of a field at its surface that a file can hold, nearest to ``value``."""
-    return float(np.clip(np.rint(value * ISO_UNITS), -128, 127)) / ISO_UNITS
+    return float(_ISO.nearest(value))
+
+
+def nearest_stretch(factors: ArrayLike) -> NDArray[np.float32]:
+    """The factors (3,) along the axes that a file can hold, nearest to others in ratio."""
+    return _STRETCH.nearest(factors)
 
 
 def tile_grid(width: int, height: int, tiles: int) -> tuple[int, int]:

@@ -51,6 +51,13 @@ ShapeEffort = Annotated[
     int | None,
     typer.Option("--effort", help="Shapes: 0 (default) .. 9 longest search.", min=0, max=9),
 ]
+ShapeStretch = Annotated[
+    bool | None,
+    typer.Option(
+        "--stretch/--no-stretch",
+        help="Shapes: stretch the box towards a cube (default), or keep its proportions.",
+    ),
+]
 Tokens = Annotated[int | None, typer.Option(help="Images: only the first of every tile.", min=1)]
 Tiles = Annotated[
     int | None, typer.Option(help="Images: tiles along the longest side, 1 (default) to 16.", min=1)
@@ -88,6 +95,7 @@ def encode(
         int | None, typer.Option("--bytes", help="Keep the most scales or tokens that fit.", min=1)
     ] = None,
     effort: ShapeEffort = None,
+    stretch: ShapeStretch = None,
     tokens: Tokens = None,
     tiles: Tiles = None,
     background: Annotated[
@@ -111,7 +119,8 @@ def encode(
 
     kind, name = kinds.of_inputs(model, inputs)
     image = {"tokens": tokens, "tiles": tiles, "background": background}
-    given = kinds.options(kind, kind.encode, effort=effort, seed=seed or None, **image)
+    shape = {"effort": effort, "stretch": stretch}
+    given = kinds.options(kind, kind.encode, seed=seed or None, **shape, **image)
     batch = Batch.of(inputs, output, ".ptk", force=force, known=kind.EXTENSIONS)
     batch.check_targets(lambda _: (".ptk",))
     codec = api.load_codec(name, device=show.ready(device, threads))
@@ -407,6 +416,7 @@ def evaluate(
     every: Annotated[int, typer.Option(help="Only every n-th file.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="At most so many files.", min=1)] = None,
     effort: ShapeEffort = None,
+    stretch: ShapeStretch = None,
     resolution: ShapeResolution = None,
     tokens: Tokens = None,
     tiles: Tiles = None,
@@ -428,7 +438,7 @@ def evaluate(
     if output is not None and output.exists() and not force:
         raise PolytokError(f"{output} exists already; use --force to replace it")
     kind, name = kinds.of_inputs(model, [str(source)])
-    shape = {"effort": effort, "res": resolution}
+    shape = {"effort": effort, "stretch": stretch, "res": resolution}
     image = {"tokens": tokens, "tiles": tiles, "bytes": max_bytes}
     given = kinds.options(kind, kind.score, prefixes=prefixes or None, **shape, **image)
     show.ready("cpu", threads)

@@ -31,6 +31,7 @@ def encode(
     source: Path,
     *,
     effort: int = 0,
+    stretch: bool = True,
     seed: int = 0,
     fit: Callable[[Codes], int] | None = None,
 ) -> Codes:
@@ -40,12 +41,12 @@ def encode(
     """
     show.dropped(source)
     if fit is None:
-        return codec.encode(source, effort=effort, seed=seed)
-    whole = codec.encode(source, seed=seed)
+        return codec.encode(source, effort=effort, stretch=stretch, seed=seed)
+    whole = codec.encode(source, stretch=stretch, seed=seed)
     levels = fit(whole)
     if not effort and levels == count(codec, whole):
         return whole
-    return codec.encode(source, effort=effort, levels=levels, seed=seed)
+    return codec.encode(source, effort=effort, levels=levels, stretch=stretch, seed=seed)
 
 
 def decode(
@@ -85,6 +86,7 @@ def facts(codec: ShapeCodec, header: bitstream.Header, codes: Codes, size: int) 
         "centre": [float(c) for c in header.centre],
         "longest_side": 2 * half,
         "iso": header.iso,
+        "stretch": [float(f) for f in header.stretch],
     }
 
 
@@ -94,9 +96,11 @@ def compare(first: Path, second: Path, *, seed: int = 0) -> Row:
     return {k: round(v, 5) for k, v in scores.as_dict().items()}
 
 
-def settings(*, effort: int = 0, res: int = RESOLUTION, prefixes: bool = False) -> Row:
+def settings(
+    *, effort: int = 0, stretch: bool = True, res: int = RESOLUTION, prefixes: bool = False
+) -> Row:
     """What the scores depend on."""
-    return {"effort": effort, "resolution": res}
+    return {"effort": effort, "stretch": stretch, "resolution": res}
 
 
 def conventions() -> Row:
@@ -121,6 +125,7 @@ def score(
     *,
     seed: int,
     effort: int = 0,
+    stretch: bool = True,
     res: int = RESOLUTION,
     prefixes: bool = False,
 ) -> Row:
@@ -129,7 +134,7 @@ def score(
     # The codec's own samples have other seeds than the metric's.
     reference = ShapeReference(mesh, sdf=solid.sdf, seed=seed + 1, secondary=False)
     start = time.perf_counter()
-    codes = codec.encode(mesh, effort=effort, seed=seed)
+    codes = codec.encode(mesh, effort=effort, stretch=stretch, seed=seed)
     middle = time.perf_counter()
     decoded = codec.decode(codes, resolution=res)[0]
     end = time.perf_counter()

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from polytok.core.errors import SignalError
-from polytok.signals.mesh.frame import EXTENT, Frame
+from polytok.signals.mesh.frame import EXTENT, Frame, evening
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
@@ -40,3 +40,30 @@ def test_points_and_nothing_have_no_frame() -> None:
         Frame.of(trimesh.Trimesh(np.zeros((3, 3)), np.empty((0, 3), int), process=False))
     with pytest.raises(SignalError, match="side 0"):
         Frame.of(trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False))
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e18])
+def test_a_stretched_frame_fills_the_cube(unit: float) -> None:
+    mesh = trimesh.creation.box(np.array([4.0, 1.0, 0.004]) * unit)
+    stretch = evening(mesh, 1.0)
+    np.testing.assert_allclose(stretch, [1, 4, 1000], rtol=1e-9)
+    frame = Frame.of(mesh, stretch)
+    inside = frame.apply(mesh.vertices)
+    np.testing.assert_allclose(np.abs(inside), EXTENT, rtol=1e-9)
+    assert np.abs(frame.undo(inside) - mesh.vertices).max() <= 1e-12 * unit
+
+
+def test_evening_goes_from_proportions_to_a_cube() -> None:
+    mesh = trimesh.creation.box([4.0, 1.0, 2.0])
+    np.testing.assert_array_equal(evening(mesh, 0.0), [1, 1, 1])
+    np.testing.assert_allclose(evening(mesh, 0.5), [1, 2, 2**0.5])
+    # No factor gives a side of no length one.
+    sheet = trimesh.Trimesh([[0, 0, 0], [2, 0, 0], [2, 1, 0]], [[0, 1, 2]], process=False)
+    np.testing.assert_allclose(evening(sheet, 1.0), [1, 2, 1])
+
+
+@pytest.mark.parametrize("wrong", [[[0, 1, 9]], np.empty((0, 3), int), [[0, 0, 0]]])
+def test_what_is_no_shape_cannot_be_evened(wrong: object) -> None:
+    mesh = trimesh.Trimesh(np.eye(3), np.asarray(wrong), process=False)
+    with pytest.raises(SignalError):
+        evening(mesh, 1.0)

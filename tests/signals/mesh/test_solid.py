@@ -198,6 +198,23 @@ def test_closed_parts_and_sheets_mix() -> None:
     assert 0 < solid.report()["sheet_share"] < 1
 
 
+def test_a_stretched_solid_is_that_of_the_stretched_mesh() -> None:
+    mesh = ball()
+    mesh.apply_scale([1.0, 0.25, 0.5])
+    stretch = np.array([1.0, 4.0, 2.0])
+    solid = solidify(mesh, stretch=stretch)
+    assert np.abs(solid.skin.vertices).max() == pytest.approx(0.98)
+    points = CUBE[:500].astype(np.float64)
+    distance = np.linalg.norm(points, axis=1) - 0.98
+    got = solid.nearest(points)
+    np.testing.assert_allclose(got.sdf, distance, atol=0.01)
+    # In the mesh's own units the side is exact, and so is the distance near the surface.
+    np.testing.assert_array_equal(solid.contains(solid.frame.undo(points)), got.sdf < 0)
+    above = np.diag(mesh.bounds[1] + [1e-3, 1e-3, -1e-3])
+    np.testing.assert_allclose(solid.sdf(above), [1e-3, 1e-3, -1e-3], atol=2e-4)
+    np.testing.assert_allclose(solid.mesh.bounds, mesh.bounds, atol=1e-9)
+
+
 def test_open_boxes_that_close_together() -> None:
     """Two halves that meet enclose a space though neither is closed."""
     mesh = box().subdivide().subdivide()

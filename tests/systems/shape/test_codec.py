@@ -15,7 +15,7 @@ from polytok import bitstream
 from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError, SignalError, WeightsError
 from polytok.signals import mesh as meshes
-from polytok.systems.shape.codec import MAX_EFFORT, PROBE_RESOLUTION, ShapeCodec
+from polytok.systems.shape.codec import EVENING, MAX_EFFORT, PROBE_RESOLUTION, ShapeCodec
 from polytok.systems.shape.vat import VAT, preset
 
 TAG = "0badc0de"
@@ -79,12 +79,48 @@ def test_a_mesh_becomes_bytes_and_a_mesh_again(codec: ShapeCodec) -> None:
 
 def sizes_of(codec: ShapeCodec) -> list[int]:
     """Bytes of the files that encode makes, by number of levels."""
-    return [size + 1 for size in bitstream.sizes(codec.spec)]
+    return [size + 4 for size in bitstream.sizes(codec.spec)]
+
+
+def test_the_box_is_stretched_towards_a_cube_and_shrunk_again(codec: ShapeCodec) -> None:
+    board = trimesh.creation.box([8.0, 2.0, 0.5])
+    board.apply_translation([3.0, -1.0, 0.0])
+    plain, even = codec.encode(board, stretch=False), codec.encode(board)
+    assert "stretch" not in plain.meta and not same(plain, even)
+    # To the power of 3/4, and a whole number of 1/16 octaves: 4 and 16 become 2^1.5 and 2^3.
+    np.testing.assert_allclose(even.meta["stretch"][0], [1, 2**1.5, 8], rtol=1e-6)
+    assert torch.equal(even.meta["centre"], plain.meta["centre"])
+    assert torch.equal(even.meta["scale"], plain.meta["scale"])
+    frame = codec.frame(even)
+    inside = frame.apply(board.vertices)
+    np.testing.assert_allclose(np.abs(inside).max(0), [0.98, 0.245 * 2**1.5, 0.49], rtol=1e-6)
+    assert len(codec.pack(even)[0]) == len(codec.pack(plain)[0]) + 3
+    # What the encoder is given is the stretched board.
+    solid = meshes.solidify(board, stretch=even.meta["stretch"][0].numpy())
+    batch = codec.batch(solid)
+    np.testing.assert_allclose(batch["points"][0].abs().amax(0), np.abs(inside).max(0), atol=1e-3)
+    assert same(codec.model.encode(batch), even)
+    # One cube of the field, in the units of both.
+    corner = np.full(3, 1.05)
+    long, short = (codec.frame(c).undo(corner) - codec.frame(c).centre for c in (plain, even))
+    np.testing.assert_allclose(long / short, [1, 2**1.5, 8], rtol=1e-6)
+
+
+def test_a_code_in_a_file_is_decoded_in_its_own_proportions(codec: ShapeCodec) -> None:
+    codes = codec.encode(trimesh.creation.box([8.0, 2.0, 0.5]))
+    back = codec.unpack(codec.pack(codes)[0])
+    assert torch.equal(back.meta["stretch"], codes.meta["stretch"])
+    [mesh], [again] = codec.decode(codes, resolution=32), codec.decode(back, resolution=32)
+    np.testing.assert_array_equal(mesh.vertices, again.vertices)
+    flat = {k: v for k, v in codes.meta.items() if k != "stretch"}
+    [cube] = codec.decode(replace(codes, meta=flat), resolution=32)
+    np.testing.assert_allclose(cube.vertices / mesh.vertices, [[1, 2**1.5, 8]] * len(mesh.vertices))
 
 
 def test_half_of_the_surface_lies_inside_the_field(codec: ShapeCodec) -> None:
     """In units of 1/32, for a whole code and for one of fewer scales."""
-    surface = meshes.surface(box(), seed=3)
+    stretch = bitstream.nearest_stretch(meshes.evening(box(), EVENING))
+    surface = meshes.surface(meshes.solidify(box(), stretch=stretch), seed=3)
     points = torch.from_numpy(surface.points[: surface.num_uniform])[None]
     # A field whose zero is far from the surface.
     codec.model.decoder.head[-1].bias.data += 1.25

@@ -2,7 +2,7 @@
 
 from polytok.signals.mesh.clean import clean
 from polytok.signals.mesh.extract import extract
-from polytok.signals.mesh.frame import Frame
+from polytok.signals.mesh.frame import Frame, evening
 from polytok.signals.mesh.io import EXTENSIONS, WRITABLE, dropped, read, write
 from polytok.signals.mesh.prepare import (
     COMPACT,
@@ -30,6 +30,7 @@ __all__ = [
     "ViewSampling",
     "clean",
     "dropped",
+    "evening",
     "extract",
     "from_compact",
     "prepare",

@@ -101,9 +101,10 @@ class Solid:
     _mesh: trimesh.Trimesh | None = field(default=None, repr=False)
 
     def sdf(self, points: ArrayLike) -> NDArray[np.float32]:
-        """Signed distances (N,) of points (N, 3), negative inside."""
+        """Signed distances (N,) of points (N, 3), negative inside; to first order if stretched."""
         got = self.nearest(self.frame.apply(points))
-        return (got.sdf / self.frame.scale).astype(np.float32)
+        rate = np.linalg.norm(got.gradient * self.frame.stretch, axis=1) * self.frame.scale
+        return (got.sdf / rate).astype(np.float32)
 
     def contains(self, points: ArrayLike) -> Bools:
         """Whether points (N, 3) are inside."""
@@ -194,6 +195,7 @@ def closest(points: Array, vertices: Array, faces: Ints) -> tuple[Array, Ints, A
 def solidify(
     mesh: trimesh.Trimesh,
     *,
+    stretch: ArrayLike = (1.0, 1.0, 1.0),
     sign: Literal["flood", "winding"] = "flood",
     resolution: int | None = None,
     max_faces: int = MAX_FACES,
@@ -202,6 +204,7 @@ def solidify(
 
     Args:
         mesh: any triangle mesh, in any units.
+        stretch: (3,) factors along the axes, of the frame that the work is done in.
         sign: how parts that are not closed get an inside: a grid flooded from outside, or the
             winding number, which closes large holes where faces are turned consistently.
         resolution: cells along a side of that grid; None for 128, or 64 with winding numbers.
@@ -212,7 +215,7 @@ def solidify(
             area.
     """
     check(np.asarray(mesh.vertices), np.asarray(mesh.faces))
-    frame = Frame.of(mesh)
+    frame = Frame.of(mesh, stretch)
     vertices = frame.apply(mesh.vertices)
     vertices, faces = weld(vertices, np.asarray(mesh.faces, np.int64))
     if not len(faces):

@@ -25,6 +25,8 @@ Signal = trimesh.Trimesh | str | PathLike[str]
 MAX_EFFORT = 9
 RESOLUTION = 128
 PROBE_RESOLUTION = 48
+EVENING = 0.75
+"""How far a shape's box is stretched towards a cube: a board or a rod leaves most of it empty."""
 
 
 class ShapeCodec(Codec):
@@ -62,6 +64,7 @@ class ShapeCodec(Codec):
         *,
         effort: int = 0,
         levels: int | None = None,
+        stretch: bool = True,
         seed: int = 0,
     ) -> Codes:
         """Encode a mesh, a path, or a list of them.
@@ -70,6 +73,9 @@ class ShapeCodec(Codec):
             signals: ``trimesh.Trimesh`` in any units, or a file that signals.mesh reads.
             effort: 0 is the feed-forward code; up to 9 refines it against the shape's field.
             levels: scales of the code; all if None. The search then betters a code of so many.
+            stretch: whether axes are stretched so that the box of a shape comes near to a cube, and
+                shrunk by ``decode``; else its proportions stay, as those of shapes drawn by a
+                generator do.
             seed: of the surface samples and the search.
 
         Raises:
@@ -85,7 +91,8 @@ class ShapeCodec(Codec):
         )
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
-        return Codes.cat([self._encode_one(item, effort, levels or most, seed) for item in items])
+        options = {"effort": effort, "levels": levels or most, "stretch": stretch, "seed": seed}
+        return Codes.cat([self._encode_one(item, **options) for item in items])
 
     def decode(
         self,
@@ -111,7 +118,7 @@ class ShapeCodec(Codec):
             one = codes[item]
             mesh = self._extract(self.field(one), resolution)
             mesh = meshes.clean(mesh, max_faces=faces)
-            mesh.vertices = self._frame(one).undo(mesh.vertices)
+            mesh.vertices = self.frame(one).undo(mesh.vertices)
             out.append(mesh)
         return out
 
@@ -121,22 +128,35 @@ class ShapeCodec(Codec):
         field: PlaneField = self.model.decode(codes.to(self.device))["field"]
         return field
 
-    def batch(self, signal: Signal, *, seed: int = 0) -> dict[str, torch.Tensor]:
-        """What the encoder takes of a mesh, or of a path: a batch of one, on the model's device.
+    def frame(self, codes: Codes) -> meshes.Frame:
+        """The frame of the field of a code, a batch of one, over the units of the mesh."""
+        centre, scale = codes.meta["centre"][0].numpy(), float(codes.meta["scale"][0])
+        if "stretch" not in codes.meta:
+            return meshes.Frame(centre, scale)
+        return meshes.Frame(centre, scale, codes.meta["stretch"][0].double().numpy())
+
+    def batch(self, signal: Signal | meshes.Solid, *, seed: int = 0) -> dict[str, torch.Tensor]:
+        """What the encoder takes of a mesh, a path or a solid: one of a batch, on its device.
 
         Raises:
             SignalError: the input has no usable surface.
         """
-        mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
-        return self._batch(meshes.surface(meshes.solidify(mesh), seed=seed), seed)
+        solid = signal if isinstance(signal, meshes.Solid) else meshes.solidify(_read(signal))
+        return self._batch(meshes.surface(solid, seed=seed), seed)
 
-    def _encode_one(self, signal: Signal, effort: int, levels: int, seed: int) -> Codes:
-        mesh = meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
-        solid = meshes.solidify(mesh)
+    def _encode_one(
+        self, signal: Signal, *, effort: int, levels: int, stretch: bool, seed: int
+    ) -> Codes:
+        mesh = _read(signal)
+        factors = bitstream.nearest_stretch(meshes.evening(mesh, EVENING if stretch else 0.0))
+        solid = meshes.solidify(mesh, stretch=factors)
         surface = meshes.surface(solid, seed=seed)
         batch = self._batch(surface, seed)
         with torch.inference_mode():
             codes = self.model.encode(batch).to("cpu").prefix(levels=levels)
+        if stretch:
+            meta = {**codes.meta, "stretch": torch.from_numpy(factors)[None]}
+            codes = replace(codes, meta=meta)
         found = self._fitted(codes, surface)
         if effort:
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
@@ -225,12 +245,11 @@ class ShapeCodec(Codec):
         surface = meshes.extract(lambda points: self._evaluate(field, points), resolution)
         return trimesh.Trimesh(surface.vertices, surface.faces, process=False)
 
-    def _frame(self, codes: Codes) -> meshes.Frame:
-        return meshes.Frame(
-            centre=codes.meta["centre"][0].numpy(), scale=float(codes.meta["scale"][0])
-        )
-
     @torch.inference_mode()
     def _evaluate(self, field: PlaneField, points: NDArray[np.float32]) -> NDArray[np.float32]:
         parts = torch.from_numpy(points).split(1 << 17)
         return torch.cat([field(p.to(self.device)[None])[0].cpu() for p in parts]).numpy()
+
+
+def _read(signal: Signal) -> trimesh.Trimesh:
+    return meshes.read(signal) if isinstance(signal, (str, PathLike)) else signal
