@@ -40,13 +40,7 @@ def encode(
     ``fit`` counts the scales of a code that its file may hold: a code of just these is made.
     """
     show.dropped(source)
-    if fit is None:
-        return codec.encode(source, effort=effort, stretch=stretch, seed=seed)
-    whole = codec.encode(source, stretch=stretch, seed=seed)
-    levels = fit(whole)
-    if not effort and levels == count(codec, whole):
-        return whole
-    return codec.encode(source, effort=effort, levels=levels, stretch=stretch, seed=seed)
+    return codec.encode(source, effort=effort, stretch=stretch, fit=fit, seed=seed)
 
 
 def decode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from polytok.core.errors import PolytokError, SignalError, WeightsError
 from polytok.signals import mesh as meshes
 from polytok.systems.shape.codec import EVENING, MAX_EFFORT, PROBE_RESOLUTION, ShapeCodec
 from polytok.systems.shape.vat import VAT, preset
+from polytok.systems.shape.vat.search import SearchResult, refine
 
 TAG = "0badc0de"
 
@@ -114,7 +116,7 @@ def test_a_code_in_a_file_is_decoded_in_its_own_proportions(codec: ShapeCodec) -
     np.testing.assert_array_equal(mesh.vertices, again.vertices)
     flat = {k: v for k, v in codes.meta.items() if k != "stretch"}
     [cube] = codec.decode(replace(codes, meta=flat), resolution=32)
-    np.testing.assert_allclose(cube.vertices / mesh.vertices, [[1, 2**1.5, 8]] * len(mesh.vertices))
+    np.testing.assert_allclose(cube.vertices, mesh.vertices * [1, 2**1.5, 8], atol=1e-6)
 
 
 def test_half_of_the_surface_lies_inside_the_field(codec: ShapeCodec) -> None:
@@ -161,7 +163,9 @@ def test_original_units_come_back(
     [back] = codec.decode(codes, resolution=64)
     radius = 0.5 * 3 / 1.96 * unit  # the longest side of the box is 3 and becomes 1.96
     centre = np.array([5.0, -7.0, 11.0]) * unit
-    apart = np.linalg.norm(back.vertices - centre, axis=1)
+    # The ball is one of the stretched frame.
+    stretch = codes.meta["stretch"][0].numpy()
+    apart = np.linalg.norm((back.vertices - centre) * stretch, axis=1)
     np.testing.assert_allclose(apart, radius, rtol=3e-3)
     np.testing.assert_allclose(back.bounds.mean(axis=0), centre, atol=3e-3 * radius)
     assert back.is_watertight and back.volume > 0
@@ -280,6 +284,42 @@ def test_a_code_of_some_scales(codec: ShapeCodec) -> None:
             codec.encode(box(), levels=levels)
 
 
+def test_of_what_a_search_finds_only_what_fits_is_kept(
+    codec: ShapeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A better code may need more bytes: here each id that differs from the first does."""
+    first = codec.encode(box())
+    found: list[SearchResult] = []
+
+    def noted(*args: Any, **options: Any) -> SearchResult:
+        found.append(refine(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr("polytok.systems.shape.codec.refine", noted)
+
+    def changes(codes: Codes) -> int:
+        pairs = zip(codes.indices, first.indices, strict=False)
+        return sum(int((a != b).sum()) for a, b in pairs)
+
+    def fit(codes: Codes) -> int:
+        # Three scales have room for two changes, two for any number; four do not fit.
+        count = min(len(codes.indices), 3)
+        return 2 if count == 3 and changes(codes.prefix(levels=3)) > 2 else count
+
+    assert len(codec.encode(box(), fit=fit).indices) == 3
+    best = []
+    for effort in (1, 3, 6):
+        found.clear()
+        codes = codec.encode(box(), effort=effort, fit=fit)
+        assert fit(codes) == len(codes.indices)
+        best.append(min(f.objective for f in found))
+        [chosen] = [f for f in found if same(replace(codes, indices=f.indices), codes)]
+        assert chosen.objective == best[-1] <= chosen.start
+        # Fewer scales are searched where better codes were refused, and only there.
+        assert [len(f.indices) for f in found] == [3, 2][: 1 + bool(found[0].num_refused)]
+    assert found[0].num_refused and best == sorted(best, reverse=True)
+
+
 @pytest.mark.parametrize("effort", [-1, MAX_EFFORT + 1])
 def test_effort_has_bounds(codec: ShapeCodec, effort: int) -> None:
     with pytest.raises(PolytokError, match=rf"effort={effort} is not within 0..9"):
@@ -304,8 +344,8 @@ def test_a_code_that_decodes_to_nothing_is_searched_then_refused(
 ) -> None:
     efforts: list[int] = []
 
-    def search(codes: Codes, *args: object) -> Codes:
-        efforts.append(args[2])  # type: ignore[arg-type]
+    def search(codes: Codes, batch: Any, solid: Any, effort: int, **options: Any) -> Codes:
+        efforts.append(effort)
         return codes
 
     monkeypatch.setattr(codec, "_search", search)
@@ -351,7 +391,7 @@ def test_a_search_that_ends_empty_keeps_the_code_it_began_with(
         ),
         meta=first.meta,
     )
-    monkeypatch.setattr(codec, "_search", lambda *_: searched)
+    monkeypatch.setattr(codec, "_search", lambda *_, **__: searched)
     monkeypatch.setattr(codec, "is_empty", lambda codes: same(codes, searched))
     kept = codec.encode(box(), effort=3)
     assert all(torch.equal(a, b) for a, b in zip(kept.indices, first.indices, strict=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 
 import numpy as np
@@ -19,7 +20,7 @@ from polytok.networks.decoders import PlaneField
 from polytok.signals import mesh as meshes
 from polytok.systems.codec import Codec
 from polytok.systems.shape.vat.model import VAT
-from polytok.systems.shape.vat.search import refine
+from polytok.systems.shape.vat.search import SearchResult, refine
 
 Signal = trimesh.Trimesh | str | PathLike[str]
 MAX_EFFORT = 9
@@ -65,6 +66,7 @@ class ShapeCodec(Codec):
         effort: int = 0,
         levels: int | None = None,
         stretch: bool = True,
+        fit: Callable[[Codes], int] | None = None,
         seed: int = 0,
     ) -> Codes:
         """Encode a mesh, a path, or a list of them.
@@ -76,6 +78,8 @@ class ShapeCodec(Codec):
             stretch: whether axes are stretched so that the box of a shape comes near to a cube, and
                 shrunk by ``decode``; else its proportions stay, as those of shapes drawn by a
                 generator do.
+            fit: counts the first scales of a code that may stay. A code of as many is made; what
+                the search finds stays whole.
             seed: of the surface samples and the search.
 
         Raises:
@@ -91,8 +95,15 @@ class ShapeCodec(Codec):
         )
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
-        options = {"effort": effort, "levels": levels or most, "stretch": stretch, "seed": seed}
-        return Codes.cat([self._encode_one(item, **options) for item in items])
+        make = partial(
+            self._encode_one,
+            effort=effort,
+            levels=levels or most,
+            stretch=stretch,
+            fit=fit or (lambda codes: len(codes.indices)),
+            seed=seed,
+        )
+        return Codes.cat([make(item) for item in items])
 
     def decode(
         self,
@@ -145,7 +156,14 @@ class ShapeCodec(Codec):
         return self._batch(meshes.surface(solid, seed=seed), seed)
 
     def _encode_one(
-        self, signal: Signal, *, effort: int, levels: int, stretch: bool, seed: int
+        self,
+        signal: Signal,
+        *,
+        effort: int,
+        levels: int,
+        stretch: bool,
+        fit: Callable[[Codes], int],
+        seed: int,
     ) -> Codes:
         mesh = _read(signal)
         factors = bitstream.nearest_stretch(meshes.evening(mesh, EVENING if stretch else 0.0))
@@ -154,19 +172,21 @@ class ShapeCodec(Codec):
         batch = self._batch(surface, seed)
         with torch.inference_mode():
             codes = self.model.encode(batch).to("cpu").prefix(levels=levels)
-        if stretch:
-            meta = {**codes.meta, "stretch": torch.from_numpy(factors)[None]}
-            codes = replace(codes, meta=meta)
+        meta = {"iso": torch.zeros(1)} | (
+            {"stretch": torch.from_numpy(factors)[None]} if stretch else {}
+        )
+        codes = replace(codes, meta={**codes.meta, **meta})
+        codes = codes.prefix(levels=fit(codes))
+        search = partial(self._search, codes, batch, solid, fit=fit, seed=seed)
         found = self._fitted(codes, surface)
         if effort:
             # Of a very thin shape an empty field can have the better objective; a mesh is wanted.
-            searched = self._search(codes, batch, solid, effort, seed)
-            found = self._fitted(searched, surface) or found
+            found = self._fitted(search(effort), surface) or found
         # A code may decode to nothing, as it does for some very thin shapes: search harder then.
         for higher in range(max(effort, 1), MAX_EFFORT + 1, 2):
             if found is not None:
                 break
-            found = self._fitted(self._search(codes, batch, solid, higher, seed), surface)
+            found = self._fitted(search(higher), surface)
         if found is None:
             raise SignalError("the code of this shape decodes to an empty mesh at every effort")
         return found
@@ -210,22 +230,36 @@ class ShapeCodec(Codec):
         batch: dict[str, torch.Tensor],
         solid: meshes.Solid,
         effort: int,
+        *,
+        fit: Callable[[Codes], int],
         seed: int,
     ) -> Codes:
         prepared = meshes.prepare(solid, seed=derive(seed, "search"))
         with torch.no_grad():
             hidden = self.model.encoder(batch["points"], batch["normals"])
             latents = self.model.bottleneck.gaussian(hidden).latents
-        result = refine(
-            self.model,
-            latents,
-            torch.as_tensor(prepared.queries, device=self.device)[None],
-            torch.as_tensor(prepared.sdf, device=self.device)[None],
-            effort=effort,
-            levels=len(codes.indices),
-            seed=seed,
-        )
-        return replace(codes, indices=tuple(i.cpu() for i in result.indices))
+
+        def with_ids(ids: Sequence[torch.Tensor]) -> Codes:
+            return replace(codes, indices=tuple(i.cpu() for i in ids))
+
+        results: list[SearchResult] = []
+        # Better codes often take more bytes. Where some were refused, one of fewer scales that is
+        # free to change may be the best that fits.
+        for levels in range(len(codes.indices), 0, -1):
+            result = refine(
+                self.model,
+                latents,
+                torch.as_tensor(prepared.queries, device=self.device)[None],
+                torch.as_tensor(prepared.sdf, device=self.device)[None],
+                effort=effort,
+                levels=levels,
+                accept=lambda ids: fit(with_ids(ids)) >= len(ids),
+                seed=seed,
+            )
+            results.append(result)
+            if not result.num_refused:
+                break
+        return with_ids(min(results, key=lambda r: r.objective).indices)
 
     def is_empty(self, codes: Codes) -> bool:
         """Whether a code, a batch of one, decodes to nothing at the usual resolution."""

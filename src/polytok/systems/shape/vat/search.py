@@ -40,12 +40,16 @@ Change = tuple[int, int, int]  # level, slot, new id
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The best code found: ids (1, s_k) per scale, its objective and that of the start."""
+    """The best code found: ids (1, s_k) per scale, its objective and that of the start.
+
+    ``num_refused`` counts the codes that were better, but not accepted.
+    """
 
     indices: Ids
     objective: float
     start: float
     steps: int
+    num_refused: int = 0
 
 
 def refine(
@@ -56,6 +60,7 @@ def refine(
     *,
     effort: int,
     levels: int | None = None,
+    accept: Callable[[Ids], bool] | None = None,
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
@@ -68,6 +73,7 @@ def refine(
         effort: 0..9.
         levels: scales of the code; all if None. A code of its own is better than a prefix of one of
             more scales.
+        accept: whether a code may be kept; the first one always is.
         on_step: called with the steps done and the steps of this effort.
 
     Raises:
@@ -81,6 +87,7 @@ def refine(
         raise PolytokError(f"levels={levels} is not within 1..{count}")
     search = _Search(model, queries, sdf, torch_rng(seed, "search"), levels or count)
     start = search.offer(search.quantize(latents.detach())[0])
+    search.accept = accept
     descent = search.descend(latents)
     for step in range(1, steps + rounds + 1):
         if step <= steps:
@@ -90,7 +97,11 @@ def refine(
         if on_step:
             on_step(step, steps + rounds)
     return SearchResult(
-        indices=search.best, objective=search.objective, start=start, steps=steps + rounds
+        indices=search.best,
+        objective=search.objective,
+        start=start,
+        steps=steps + rounds,
+        num_refused=search.num_refused,
     )
 
 
@@ -119,6 +130,8 @@ class _Search:
         self.queries, self.sdf, self.rng = queries, sdf, rng
         self.best: Ids = ()
         self.objective = float("inf")
+        self.accept: Callable[[Ids], bool] | None = None
+        self.num_refused = 0
         self.resting: dict[tuple[int, int], int] = {}
         self.is_bf16_fast = has_fast_bf16(queries.device)
 
@@ -147,10 +160,14 @@ class _Search:
 
     @torch.no_grad()
     def offer(self, ids: Ids) -> float:
-        """Keep ids if they are the best so far; returns their objective."""
+        """Keep ids if they are the best so far and accepted; returns their objective."""
         objective = float(self.losses(self.quantizer.embed(ids)))
-        if objective < self.objective:
+        if objective >= self.objective:
+            return objective
+        if self.accept is None or self.accept(ids):
             self.best, self.objective = ids, objective
+        else:
+            self.num_refused += 1
         return objective
 
     def draw(self, count: int) -> Tensor:
