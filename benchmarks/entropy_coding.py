@@ -1,6 +1,6 @@
 """Bytes of ``.ptk`` files by coder, and bits per token by scale, on codes at effort 0.
 
-    python benchmarks/entropy_coding.py --splits val,val-unseen
+    python benchmarks/entropy_coding.py --splits val,val-unseen [--stretch]
 
 Packed, range coded with static counts, and coded with a generator's probabilities, without and
 with the shape's caption. The decoded meshes are the same: every file is read back to its codes.
@@ -24,11 +24,11 @@ from polytok.systems import api
 from polytok.systems.shape.vat.generator_training import NO_CAPTION
 
 
-def rows_of(item: Item, caption: str, generator: Any) -> list[Row]:
+def rows_of(item: Item, caption: str, generator: Any, stretch: bool) -> list[Row]:
     """Files of one shape."""
     codec = generator.codec
     try:
-        codes = codec.encode(item.mesh())
+        codes = codec.encode(item.mesh(), stretch=stretch)
     except SignalError:
         return []
     words = caption if caption not in ("", NO_CAPTION) else None
@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default=SHAPE_GENERATOR)
     parser.add_argument("--splits", default="val,val-unseen")
     parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--every", type=int, default=1, help="only every N-th shape")
+    parser.add_argument("--stretch", action="store_true", help="codes of stretched shapes")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args(argv)
@@ -69,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     about = {
         "about": "whole .ptk files in bytes and ideal bits per token by scale; codes at effort 0; "
         "prior and text fall back to the smaller coder, as files never grow",
+        "stretch": args.stretch,
         "model": generator.name,
         "weights": generator.weights,
         "tokenizer": generator.codec.name,
@@ -76,13 +79,15 @@ def main(argv: list[str] | None = None) -> None:
         "vocab": generator.spec.levels[0].vocab,
         "threads": 1,
     }
-    results = Results("entropy_coding", about, fresh=args.fresh, folder=args.out)
+    name = "entropy_coding_stretched" if args.stretch else "entropy_coding"
+    results = Results(name, about, fresh=args.fresh, folder=args.out)
     done = results.done()
     for split in args.splits.split(","):
         captions = _results.captions(split)
-        items = [i for i in _results.shapes(split, args.limit) if i.name not in done]
+        shapes = _results.shapes(split, args.limit)[:: args.every]
+        items = [i for i in shapes if i.name not in done]
         for number, item in enumerate(items, 1):
-            results.rows += rows_of(item, captions[item.name], generator)
+            results.rows += rows_of(item, captions[item.name], generator, args.stretch)
             if number % 20 == 0 or number == len(items):
                 results.save()
 

@@ -139,7 +139,7 @@ def copies(bench: Bench) -> Row:
         return np.asarray(out)
 
     decoded = [
-        bench.codec.decode(bench.codec.encode(i.mesh()), resolution=RESOLUTION)[0]
+        bench.codec.decode(bench.codec.encode(i.mesh(), stretch=False), resolution=RESOLUTION)[0]
         for i in bench.val
     ]
     again = np.stack([cloud(m, f"decoded-{k}", POINTS) for k, m in enumerate(decoded)])

@@ -79,8 +79,9 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
     torch.set_num_threads(1)
     codec = codec or load_codec(model)
     net, mesh = codec.model, item.mesh()
-    solid = meshes.solidify(mesh)
-    reference = ShapeReference(mesh, sdf=solid.sdf, seed=SEED, secondary=False)
+    reference = ShapeReference(mesh, sdf=meshes.solidify(mesh).sdf, seed=SEED, secondary=False)
+    found = codec.encode(mesh, effort=effort, seed=SEED)
+    solid = meshes.solidify(mesh, stretch=codec.frame(found).stretch)
     prepared = meshes.prepare(solid, seed=derive(SEED, "ladder"))
     queries, sdf = torch.from_numpy(prepared.queries)[None], torch.from_numpy(prepared.sdf)[None]
     rows: list[Row] = []
@@ -107,14 +108,13 @@ def ladder_rows(item: Item, model: str, effort: int, steps: int, codec: Any = No
             }
         )
 
-    batch = codec.batch(mesh, seed=SEED)
+    batch = codec.batch(solid, seed=SEED)
     with torch.inference_mode():
         means = net.bottleneck.gaussian(net.encoder(batch["points"], batch["normals"])).latents
         code = net.field(net.bottleneck.quantizer(means).latents)
     score("code, surface at zero", code, is_fitted=False)
     score("code", code)
     score("means", net.field(means))
-    found = codec.encode(mesh, effort=effort, seed=SEED)
     score("searched code", codec.field(found))
 
     latents = means.clone().requires_grad_()

@@ -31,11 +31,13 @@ def prefix_rows(item: Item, model: str, codec: Any = None) -> list[Row]:
     solid = solidify(mesh)
     points = numpy_rng(SEED, item.name).uniform(-1.05, 1.05, (NUM_POINTS, 3)).astype(np.float32)
     truth = solid.nearest(points.astype(np.float64)).sdf < 0
+    frame = codec.frame(codes)
+    queries = torch.from_numpy(frame.apply(solid.frame.undo(points)).astype(np.float32))[None]
     overlaps = []
     for levels in range(1, len(codec.spec.levels) + 1):
         field = codec.field(codes.prefix(levels=levels))
         with torch.inference_mode():
-            guess = field(torch.from_numpy(points)[None])[0].numpy() > 0
+            guess = field(queries)[0].numpy() > 0
         overlaps.append(round(float((guess & truth).sum() / max((guess | truth).sum(), 1)), 5))
     return [{**item.row, "faces": len(mesh.faces), "v_iou": overlaps}]
 

@@ -28,7 +28,8 @@ from polytok.core.errors import PolytokError
 
 WEIGHTS = "0badcafe"
 HEADER = 30
-HAS_ISO = 0x80  # a bit of byte 9: the header is a byte longer
+EXTRAS = ((0x80, 1), (0x40, 3))  # bits of byte 9, and by how many bytes the header is longer
+FLAGS = (0x00, 0x40, 0x80, 0xC0)
 MAX_GROWTH_MIB = 64
 Mutate = Callable[[bytearray, Random], None]
 
@@ -59,7 +60,9 @@ def make_target(name: str, pairs: list[tuple[int, int]], seed: int) -> Target:
     for skew in (1.0, 6.0):
         ids = [torch.from_numpy((v * rng.random((1, n)) ** skew).astype(int)) for v, n in pairs]
         centre = torch.from_numpy(rng.normal(size=(1, 3)).astype(np.float32))
-        for more in ({}, {"iso": torch.tensor([-0.75])}):
+        stretch = {"stretch": torch.tensor([[1.0, 2.0**0.25, 8.0]])}
+        iso = {"iso": torch.tensor([-0.75])}
+        for more in ({}, iso, stretch, {**iso, **stretch}):
             meta = {"centre": centre, "scale": torch.ones(1) * 0.7, **more}
             codes = Codes(indices=tuple(ids), meta=meta)
             data = pack(codes, spec, weights=WEIGHTS, histograms=histograms)
@@ -107,7 +110,7 @@ def field(data: bytearray, rng: Random) -> None:
             (3, bytes([rng.randrange(256)])),
             (4, rng.randbytes(4)),
             (8, bytes([rng.choice((0, 1, 1, 2, 16, 17, rng.randrange(256)))])),
-            (9, bytes([rng.choice((0, 1, 2, 3, 4, 9, 10, 127)) | rng.choice((0, HAS_ISO))])),
+            (9, bytes([rng.choice((0, 1, 2, 3, 4, 9, 10, 63)) | rng.choice(FLAGS)])),
             (10 + 4 * rng.randrange(4), struct.pack("<f", value)),
             (10 + 4 * rng.randrange(4), rng.randbytes(4)),
         )
@@ -118,7 +121,7 @@ def field(data: bytearray, rng: Random) -> None:
 def level_count(data: bytearray, rng: Random) -> None:
     """Announce other levels or the other coder, with as many bytes as fit or not."""
     data[8] = rng.randrange(2)
-    data[9] = rng.randrange(12) | rng.choice((0, HAS_ISO))
+    data[9] = rng.randrange(12) | rng.choice(FLAGS)
     if rng.random() < 0.5:
         del data[rng.randrange(HEADER, len(data) + 1) :]
 
@@ -135,7 +138,7 @@ def mutants(target: Target, rng: Random) -> Iterator[tuple[str, bytes]]:
             if len(data) > HEADER:
                 mutate(data, rng)
         if rng.random() < 0.5 and len(data) >= HEADER:
-            end = HEADER + bool(data[9] & HAS_ISO)
+            end = HEADER + sum(size for flag, size in EXTRAS if data[9] & flag)
             crc = zlib.crc32(data[end:], zlib.crc32(data[: end - 4]))
             data[end - 4 : end] = struct.pack("<I", crc)
         yield mutate.__name__, bytes(data)
