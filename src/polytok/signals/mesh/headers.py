@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
+
 from polytok.core.errors import SignalError
 
-_SCALARS = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
-_TYPES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+"""Types of the numbers of a glTF accessor."""
+
+COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+"""How many numbers an entry of a glTF accessor has."""
+
 _PLY = {
     **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
     **dict.fromkeys(("short", "ushort", "int16", "uint16"), 2),
@@ -56,7 +62,7 @@ def extras(path: Path, suffix: str) -> tuple[str, ...]:
     """Name the things beside geometry that a file holds."""
     check_header(path, suffix)
     if suffix in (".glb", ".gltf"):
-        tree = _glb_tree(path)[0] if suffix == ".glb" else json.loads(path.read_bytes())
+        tree, _ = gltf(path, suffix)
         primitives = [p for m in tree.get("meshes", []) for p in m.get("primitives", [])]
         names = {k for p in primitives for k in p.get("attributes", {})}
         found = {
@@ -76,8 +82,22 @@ def extras(path: Path, suffix: str) -> tuple[str, ...]:
     return tuple(name for name, is_there in found.items() if is_there)
 
 
-def _glb_tree(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON of a GLB, and the bytes of its binary chunk."""
+def gltf(path: Path, suffix: str) -> tuple[dict[str, Any], list[bytes]]:
+    """Read the JSON and the buffers of a glTF or GLB file.
+
+    Raises:
+        SignalError: a chunk or a buffer is missing or cut short.
+    """
+    tree, binary = _glb(path) if suffix == ".glb" else (json.loads(path.read_bytes()), b"")
+    if not isinstance(tree, dict) or "asset" not in tree:
+        raise SignalError("the JSON is not glTF")
+    # Only the first buffer may be the binary chunk.
+    buffers = enumerate(tree.get("buffers", []))
+    return tree, [_buffer(buffer, path, b"" if i else binary) for i, buffer in buffers]
+
+
+def _glb(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The JSON of a GLB, and its binary chunk."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(20)
@@ -94,40 +114,28 @@ def _glb_tree(path: Path) -> tuple[dict[str, Any], int]:
             raise SignalError("the JSON chunk is missing or truncated")
         tree = json.loads(file.read(json_length))
         chunk = file.read(8)
-        binary = struct.unpack("<I", chunk[:4])[0] if len(chunk) == 8 else 0
-    if 28 + json_length + binary > size and binary:
-        raise SignalError(f"truncated: the binary chunk claims {binary} bytes")
+        claimed = struct.unpack("<I", chunk[:4])[0] if len(chunk) == 8 else 0
+        binary = file.read(claimed)
+    if len(binary) < claimed:
+        raise SignalError(f"truncated: the binary chunk claims {claimed} bytes")
     return tree, binary
 
 
-def _glb(path: Path, size: int) -> None:
-    tree, binary = _glb_tree(path)
-    _tree(tree, path, binary)
-
-
 def _gltf(path: Path, size: int) -> None:
-    _tree(json.loads(path.read_bytes()), path, None)
-
-
-def _tree(tree: Any, path: Path, binary: int | None) -> None:
-    """Check that buffers exist, that views and accessors lie within, and that nodes form trees."""
-    if not isinstance(tree, dict) or "asset" not in tree:
-        raise SignalError("the JSON is not glTF")
-    buffers = [
-        _buffer(buffer, path, binary if i == 0 else None)
-        for i, buffer in enumerate(tree.get("buffers", []))
-    ]
+    """Check that views and accessors lie within their buffers, and that nodes form trees."""
+    tree, buffers = gltf(path, path.suffix.lower())
     views = tree.get("bufferViews", [])
     for i, view in enumerate(views):
         end = _count(view.get("byteOffset", 0)) + _count(view["byteLength"])
-        if end > buffers[view["buffer"]]:
+        if end > len(buffers[view["buffer"]]):
             raise SignalError(f"buffer view {i} ends at byte {end}, beyond its buffer")
     for i, accessor in enumerate(tree.get("accessors", [])):
         count = _count(accessor["count"])
-        row = _SCALARS[accessor["componentType"]] * _TYPES[accessor["type"]]
+        number = np.dtype(COMPONENTS[accessor["componentType"]])
+        row = number.itemsize * COLUMNS[accessor["type"]]
         if "bufferView" not in accessor:
             # Zeros by definition, or compressed: no room to check against but the file itself.
-            if count > max(path.stat().st_size * 64, 1 << 16):
+            if count > max(size * 64, 1 << 16):
                 raise SignalError(f"accessor {i} claims {count} entries")
             continue
         view = views[accessor["bufferView"]]
@@ -138,20 +146,20 @@ def _tree(tree: Any, path: Path, binary: int | None) -> None:
     _check_nodes(tree.get("nodes", []))
 
 
-def _buffer(buffer: dict[str, Any], path: Path, binary: int | None) -> int:
+def _buffer(buffer: dict[str, Any], path: Path, binary: bytes) -> bytes:
     claimed, uri = _count(buffer["byteLength"]), buffer.get("uri")
     if uri is None:
-        there = binary or 0
+        there = binary
     elif uri.startswith("data:"):
-        there = len(base64.b64decode(uri.split(",", 1)[1]))
+        there = base64.b64decode(uri.split(",", 1)[1])
     else:
         beside = path.parent / unquote(uri)
         if not beside.resolve().is_relative_to(path.parent.resolve()) or not beside.is_file():
             raise SignalError(f"its buffer {uri[:80]!r} is not there")
-        there = beside.stat().st_size
-    if claimed > there:
-        raise SignalError(f"a buffer claims {claimed} bytes, {there} there")
-    return claimed
+        there = beside.read_bytes()
+    if claimed > len(there):
+        raise SignalError(f"a buffer claims {claimed} bytes, {len(there)} there")
+    return there[:claimed]
 
 
 def _check_nodes(nodes: list[dict[str, Any]]) -> None:
@@ -252,4 +260,4 @@ def _obj(path: Path, size: int) -> None:
         raise SignalError(f"truncated: the last line has {len(last) - 1} of at least 3 entries")
 
 
-_CHECKS = {".glb": _glb, ".gltf": _gltf, ".obj": _obj, ".off": _off, ".ply": _ply, ".stl": _stl}
+_CHECKS = {".glb": _gltf, ".gltf": _gltf, ".obj": _obj, ".off": _off, ".ply": _ply, ".stl": _stl}
