@@ -132,8 +132,14 @@ def encode(
     def pack(codes: Codes) -> bytes:
         return codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
 
+    def fit(codes: Codes) -> int:
+        # Most fit without the prior, which takes long.
+        if len(codec.pack(codes, coder=static)[0]) <= (max_bytes or 0):
+            return kind.count(codec, codes)
+        return kind.count(codec, codec.unpack(pack(codes), prior=symbols))
+
     if max_bytes is not None and codec.spec.modality == "shape":
-        given["fit"] = lambda codes: kind.count(codec, codec.unpack(pack(codes), prior=symbols))
+        given["fit"] = fit
 
     def work(source: Path, target: Path) -> dict[str, Any]:
         data = pack(kind.encode(codec, source, **given))
