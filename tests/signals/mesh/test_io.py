@@ -452,3 +452,29 @@ def test_a_camera_does_not_take_its_mesh_away(tmp_path: Path) -> None:
     mesh = read(path)
     assert len(mesh.faces) == 24
     np.testing.assert_allclose(mesh.bounds, [[2.5, -0.5, -0.5], [3.5, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known"),
+    [
+        ("KHR_mesh_quantization", True),
+        ("KHR_draco_mesh_compression", True),
+        ("KHR_texture_transform", True),
+        ("KHR_texture_basisu", True),
+        ("EXT_texture_webp", True),
+        ("KHR_materials_unlit", True),
+        ("KHR_materials_pbrSpecularGlossiness", True),
+        ("EXT_mesh_gpu_instancing", False),
+        ("EXT_meshopt_compression", False),
+        ("FOO_bar", False),
+    ],
+)
+def test_required_extensions(tmp_path: Path, name: str, is_known: bool) -> None:
+    path = tmp_path / "extended.glb"
+    path.write_bytes(edited_glb(lambda tree: tree.update(extensionsRequired=[name])))
+    if is_known:
+        assert len(read(path).faces) == 12
+    else:
+        assert name in refused(path)
+    path.write_bytes(edited_glb(lambda tree: tree.update(extensionsUsed=[name])))
+    assert len(read(path).faces) == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5
 
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 """How many numbers an entry of a glTF accessor has."""
+
+_EXTENSIONS = re.compile(
+    # Those that the reader follows.
+    "KHR_(draco_mesh_compression|mesh_quantization)"
+    # Those that have no say in where the surface is.
+    "|KHR_(materials_|texture_)[a-zA-Z_]+|(EXT|MSFT)_texture_[a-z]+|ADOBE_materials_[a-z_]+"
+    "|KHR_lights_punctual|EXT_lights_image_based|KHR_techniques_webgl|KHR_xmp(_json_ld)?"
+    "|KHR_animation_pointer|EXT_mesh_features|EXT_structural_metadata|CESIUM_primitive_outline"
+)
+"""Names of extensions that a glTF file may require."""
 
 _PLY = {
     **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
@@ -86,14 +97,23 @@ def gltf(path: Path, suffix: str) -> tuple[dict[str, Any], list[bytes]]:
     """Read the JSON and the buffers of a glTF or GLB file.
 
     Raises:
-        SignalError: a chunk or a buffer is missing or cut short.
+        SignalError: a chunk or a buffer is missing or cut short, or an extension is unknown.
     """
     tree, binary = _glb(path) if suffix == ".glb" else (json.loads(path.read_bytes()), b"")
     if not isinstance(tree, dict) or "asset" not in tree:
         raise SignalError("the JSON is not glTF")
+    # Before the buffers, which may be there for an extension only.
+    _check_required(tree.get("extensionsRequired", []))
     # Only the first buffer may be the binary chunk.
     buffers = enumerate(tree.get("buffers", []))
     return tree, [_buffer(buffer, path, b"" if i else binary) for i, buffer in buffers]
+
+
+def _check_required(names: list[str]) -> None:
+    """Refuse files that cannot be understood without an extension that is not."""
+    for name in names:
+        if not _EXTENSIONS.fullmatch(name):
+            raise SignalError(f"it requires the extension {name[:80]!r}, which is not supported")
 
 
 def _glb(path: Path) -> tuple[dict[str, Any], bytes]:

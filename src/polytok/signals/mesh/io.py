@@ -262,7 +262,7 @@ class _Gltf:
         columns, sparse = COLUMNS[accessor["type"]], accessor.get("sparse")
         if "bufferView" in accessor:
             values = self._rows(accessor, kind, count, columns)
-        elif sparse:
+        elif sparse or not count:
             values = np.zeros((count, columns), COMPONENTS[kind])
         else:
             # By definition these are zeros, which in practice an unknown extension would fill.
