@@ -63,6 +63,29 @@ def test_complete_keeps_the_coarse_scales_and_the_size(
     assert [p.name for p in out.glob("*.png")] == ["box-from-3.png"]
 
 
+def test_a_stretched_code_is_said_to_be_strange_to_a_generator(
+    code: Path,
+    model: Path,
+    box: Path,
+    generator: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = tmp_path / "plain.ptk"
+    assert run("encode", box, "-o", plain, "--no-stretch", "--model", model) == 0
+    for path, is_strange in ((code, True), (plain, False)):
+        capsys.readouterr()
+        assert run("score", path, "--model", generator) == 0
+        assert ("is stretched by" in capsys.readouterr().err) == is_strange
+    out = tmp_path / "done"
+    assert run("complete", code, "--from-scale", 3, "-o", out, "--model", generator, *FAST) == 0
+    assert "--no-stretch" in capsys.readouterr().err
+    first, found = (
+        api.load_codec(model).unpack(p.read_bytes()) for p in (code, *out.glob("*.ptk"))
+    )
+    assert torch.equal(found.meta["stretch"], first.meta["stretch"])
+
+
 def test_score_adds_up(code: Path, generator: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("score", code, "--model", generator, "--text", "box", "--json") == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])

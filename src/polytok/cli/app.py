@@ -356,6 +356,7 @@ def complete(
     generator = api.load_generator(model, device=show.ready(device, threads))
     generation.note_cut(generator, text)
     codes = generator.codec.unpack(data, prior=api.prior_for(data))
+    generation.note_stretch(codes)
     parts = generator.stream(
         text,
         image,
@@ -382,11 +383,13 @@ def score(
     """Say what a code costs under a generator: nats and bits per token, per scale."""
     import math
 
+    from polytok.cli import generation
     from polytok.systems import api
 
     data = api.read_code(path)
     generator = api.load_generator(model)
     codes = generator.codec.unpack(data, prior=api.prior_for(data))
+    generation.note_stretch(codes)
     found = generator.score(codes, text=text, image=image)[0]
     bits = [n / math.log(2) for n in found.nats]
     facts = {

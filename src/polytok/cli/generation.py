@@ -90,6 +90,14 @@ def note_cut(generator: ShapeGenerator, text: str | None) -> None:
         show.note("the text is longer than the model reads; its end is left out")
 
 
+def note_stretch(codes: Codes) -> None:
+    """Say it if a code is of a stretched shape, as generators know none."""
+    factors = codes.meta.get("stretch")
+    if factors is not None and bool((factors != 1).any()):
+        by = " x ".join(f"{factor:.3g}" for factor in factors[0].tolist())
+        show.note(f"the shape is stretched by {by}; generators know shapes of --no-stretch")
+
+
 def shape_destination(
     output: Path, stem: str, count: int, suffix: str, *, force: bool
 ) -> Destination:
