@@ -478,3 +478,64 @@ def test_required_extensions(tmp_path: Path, name: str, is_known: bool) -> None:
         assert name in refused(path)
     path.write_bytes(edited_glb(lambda tree: tree.update(extensionsUsed=[name])))
     assert len(read(path).faces) == 12
+
+
+@pytest.mark.parametrize("kind", ["obj", "off", "ply", "stl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+def test_texts_in_other_encodings(tmp_path: Path, kind: str, encoding: str) -> None:
+    """Names and comments may be in any language."""
+    text = triangle(kind)
+    named = {
+        "obj": "# Küche\no Küche\n" + text,
+        "off": text.replace("OFF", "OFF # Küche"),
+        "ply": text.replace("element v", "comment Küche\nelement v"),
+        "stl": text.replace("solid a", "solid Küche"),
+    }[kind]
+    path = tmp_path / f"kitchen.{kind}"
+    path.write_bytes(named.encode(encoding))
+    assert len(read(path).faces) == 1
+
+
+def test_binary_ply_with_a_comment_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "kitchen.ply"
+    data = exported("ply").replace(b"element v", "comment Küche\nelement v".encode("latin-1"))
+    path.write_bytes(data)
+    assert read(path).volume == pytest.approx(BOX.volume)
+
+
+@pytest.mark.parametrize("kind", ["obj", "off", "ply", "stl"])
+@pytest.mark.parametrize("end", ["\r", "\r\n", " \n", "\n\n"])
+def test_ends_of_lines(tmp_path: Path, kind: str, end: str) -> None:
+    path = tmp_path / f"lines.{kind}"
+    path.write_bytes(triangle(kind).replace("\n", end).encode())
+    assert read(path).area == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["obj", "off"])
+def test_comments_after_numbers(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"commented.{kind}"
+    first, second, *lines = triangle(kind).splitlines()
+    commented = "".join(f"{line} # so\n# and\n" for line in lines)
+    path.write_text(f"{first}\n{second}\n{commented}")
+    np.testing.assert_array_equal(read(path).vertices, [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("head", [b"solid", b"solid with a facet", b"SOLID"])
+def test_stl_is_told_by_its_size(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "solid.stl"
+    path.write_bytes(head.ljust(80) + exported("stl")[80:])
+    assert len(read(path).faces) == 12
+    path.write_text(triangle("stl").upper())
+    assert len(read(path).faces) == 1
+    path.write_bytes(head.ljust(80) + struct.pack("<I", 3) + exported("stl")[84:])
+    refused(path)
+
+
+def test_tabs_and_indented_lines(tmp_path: Path) -> None:
+    path = tmp_path / "tabs.obj"
+    text = exported("obj").decode()
+    for plain, odd in ((" ", "\t"), (" ", " \t "), ("\n", "\n  "), ("\n", "\n\t")):
+        path.write_text(text.replace(plain, odd))
+        assert read(path).volume == pytest.approx(BOX.volume)
+    path.write_text("v 0 0\\\n0\nv 1 0 0\nv 0 1 0\nf 1 2\\\n3\n")
+    assert read(path).area == pytest.approx(0.5)

@@ -20,6 +20,9 @@ COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 """How many numbers an entry of a glTF accessor has."""
 
+_MARK = b"\xef\xbb\xbf"
+"""What some programs begin a text in UTF-8 with."""
+
 _EXTENSIONS = re.compile(
     # Those that the reader follows.
     "KHR_(draco_mesh_compression|mesh_quantization)"
@@ -85,12 +88,45 @@ def extras(path: Path, suffix: str) -> tuple[str, ...]:
             "animation": bool(tree.get("animations")),
         }
     elif suffix == ".obj":
-        lines = {line[:7].split(b" ")[0] for line in path.read_bytes().splitlines()}
+        lines = {line[:7].split(b" ")[0] for line in contents(path, suffix).splitlines()}
         found = {"materials": b"usemtl" in lines, "texture coordinates": b"vt" in lines}
     else:
         head = path.read_bytes()[:4096].lower()
         found = {"vertex colours": suffix == ".ply" and b" red" in head}
     return tuple(name for name, is_there in found.items() if is_there)
+
+
+def contents(path: Path, suffix: str) -> bytes:
+    """Read an OBJ, OFF, PLY or STL file; what is text in it comes as UTF-8 in plain lines."""
+    data = path.read_bytes()
+    if suffix == ".stl":
+        return data if _is_binary_stl(data[:84], len(data)) else _text(data)
+    if suffix == ".ply":
+        header = re.search(rb"end_header[^\n]*\n", data)
+        end = header.end() if header else len(data)
+        if b"format ascii" not in data[:end]:
+            return _text(data[:end]) + data[end:]
+        # Its reader takes blank lines for rows.
+        return re.sub(rb"\n\s*\n", b"\n", _text(data))
+    data = re.sub(rb"#[^\n]*", b"", _text(data))
+    return _obj_text(data) if suffix == ".obj" else data
+
+
+def _text(data: bytes) -> bytes:
+    """Turn text of any encoding into UTF-8, whose lines end with a newline and nothing else."""
+    data = data.removeprefix(_MARK)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        # Names and comments only; every byte means something in this encoding.
+        data = data.decode("latin-1").encode()
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+
+
+def _obj_text(data: bytes) -> bytes:
+    """Put one statement on each line, with spaces between its words and none before it."""
+    data = b"\n" + data.replace(b"\\\n", b" ").replace(b"\t", b" ") + b"\n"
+    return re.sub(rb"\n +", b"\n", data)
 
 
 def gltf(path: Path, suffix: str) -> tuple[dict[str, Any], list[bytes]]:
@@ -214,7 +250,7 @@ def claimed_faces(path: Path, suffix: str) -> int:
 def _ply_elements(path: Path) -> tuple[list[tuple[str, int, int]], int]:
     """Name, count and least bytes per row of a PLY file's elements, and where its body starts."""
     with path.open("rb") as file:
-        head = file.read(1 << 16)
+        head = file.read(1 << 16).removeprefix(_MARK)
     end = head.find(b"end_header")
     if not head.startswith(b"ply") or end < 0:
         raise SignalError("not a PLY file: its header is missing or truncated")
@@ -247,13 +283,19 @@ def _stl(path: Path, size: int) -> None:
         head = file.read(4096)
         file.seek(max(0, size - 1024))
         tail = file.read()
-    if head.lstrip().startswith(b"solid") and b"facet" in head:
-        if b"endsolid" not in tail:
-            raise SignalError("truncated: the text does not end with 'endsolid'")
+    if _is_binary_stl(head, size):
         return
-    count = struct.unpack("<I", head[80:84])[0] if size >= 84 else 0
-    if size < 84 or 84 + 50 * count > size:
+    text = head.removeprefix(_MARK).lstrip().lower()
+    if not (text.startswith(b"solid") and b"facet" in text):
+        count = struct.unpack("<I", head[80:84])[0] if size >= 84 else 0
         raise SignalError(f"truncated or not an STL file: {count} faces in {size} bytes")
+    if b"endsolid" not in tail.lower():
+        raise SignalError("truncated: the text does not end with 'endsolid'")
+
+
+def _is_binary_stl(head: bytes, size: int) -> bool:
+    """Whether the size is that of a binary STL file with as many faces as its head counts."""
+    return size >= 84 and size == 84 + 50 * struct.unpack("<I", head[80:84])[0]
 
 
 def _off_counts(path: Path) -> tuple[int, int]:

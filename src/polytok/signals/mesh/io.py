@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from polytok.signals.mesh.headers import (
     COMPONENTS,
     check_header,
     claimed_faces,
+    contents,
     extras,
     gltf,
 )
@@ -142,7 +144,8 @@ def _pieces(path: Path, suffix: str) -> list[_Piece]:
                 meshes[number] = file.mesh(number)
             found += [(points, faces, matrix) for points, faces, _ in meshes[number]]
         return found
-    scene = trimesh.load_scene(path, process=False, skip_materials=True)
+    data = BytesIO(contents(path, suffix))
+    scene = trimesh.load_scene(data, file_type=suffix[1:], process=False, skip_materials=True)
     parts = [
         (scene.geometry[name], matrix)
         for matrix, name in map(scene.graph.get, scene.graph.nodes_geometry)
