@@ -539,3 +539,40 @@ def test_tabs_and_indented_lines(tmp_path: Path) -> None:
         assert read(path).volume == pytest.approx(BOX.volume)
     path.write_text("v 0 0\\\n0\nv 1 0 0\nv 0 1 0\nf 1 2\\\n3\n")
     assert read(path).area == pytest.approx(0.5)
+
+
+def test_glb_shorter_than_its_chunks(tmp_path: Path) -> None:
+    path, data = tmp_path / "short.glb", exported("glb")
+    json_end = 20 + struct.unpack("<I", data[12:16])[0]
+    for length in (30, json_end - 4, json_end + 4, len(data) - 4):
+        path.write_bytes(data[:8] + struct.pack("<I", length) + data[12:])
+        assert str(length) in refused(path)
+    path.write_bytes(data + b"after its end")
+    assert len(read(path).faces) == 12
+
+
+@pytest.mark.parametrize("kind", ["off", "ply"])
+def test_headers_that_claim_too_little(tmp_path: Path, kind: str) -> None:
+    data = exported(kind, **({"encoding": "ascii"} if kind == "ply" else {})).decode()
+    face, vertex = ("8 12", "8 3"), ("8 12", "7 12")
+    if kind == "ply":
+        face, vertex = ("face 12", "face 3"), ("vertex 8", "vertex 7")
+    path = tmp_path / f"less.{kind}"
+    path.write_text(data)
+    assert len(read(path).faces) == 12
+    for right, wrong in (face, vertex):
+        path.write_text(data.replace(right, wrong))
+        assert "rows" in refused(path)
+
+
+def test_blank_lines_and_other_elements_are_no_rows_too_many(tmp_path: Path) -> None:
+    path = tmp_path / "edges.ply"
+    head, body = triangle("ply").split("end_header\n")
+    head += "element edge 2\nproperty int vertex1\nproperty int vertex2\n"
+    head += "element material 0\nproperty int ambient\nend_header\n"
+    path.write_text(head + "\n" + body.replace("\n", " \n \n") + "0 1\n1 2\n\n  \n")
+    assert len(read(path).faces) == 1
+    for counts in ("OFF 3 1 0", "OFF # a\n# b\n\n3 1 0 # c", "\n# a\nOFF\n\n3 1 0"):
+        path = tmp_path / "blank.off"
+        path.write_text(f"{counts}\n0 0 0\n\n1 0 0\n0 1 0 # d\n \n3 0 1 2\n\n# e\n ")
+        assert len(read(path).faces) == 1

@@ -169,12 +169,17 @@ def _glb(path: Path) -> tuple[dict[str, Any], bytes]:
         if kind != b"JSON" or 20 + json_length > size:
             raise SignalError("the JSON chunk is missing or truncated")
         tree = json.loads(file.read(json_length))
+        if length == 20 + json_length:
+            return tree, b""
         chunk = file.read(8)
-        claimed = struct.unpack("<I", chunk[:4])[0] if len(chunk) == 8 else 0
+        claimed, kind = struct.unpack("<I4s", chunk) if len(chunk) == 8 else (0, b"")
         binary = file.read(claimed)
     if len(binary) < claimed:
         raise SignalError(f"truncated: the binary chunk claims {claimed} bytes")
-    return tree, binary
+    # A file that counts fewer bytes than its chunks was put together wrongly.
+    if length < (end := 20 + json_length + len(chunk) + claimed):
+        raise SignalError(f"the header claims {length} bytes, its chunks {end}")
+    return tree, binary if kind == b"BIN\0" else b""
 
 
 def _gltf(path: Path, size: int) -> None:
@@ -276,6 +281,18 @@ def _ply(path: Path, size: int) -> None:
     need = start + sum(count * max(row, 1) for _, count, row in elements)
     if need > size:
         raise SignalError(f"truncated: the header claims at least {need} bytes, {size} there")
+    header, _, body = contents(path, ".ply").partition(b"end_header")
+    if b"format ascii" in header:
+        _check_rows(body, sum(count for _, count, row in elements if row))
+
+
+def _check_rows(body: bytes, claimed: int) -> None:
+    """Refuse text that has another number of lines, blank ones aside, than its header says."""
+    there = len(re.findall(rb"(?m)^[ \t]*\S", body))
+    if there < claimed:
+        raise SignalError(f"truncated: {claimed} rows claimed, {there} there")
+    if there > claimed:
+        raise SignalError(f"the header claims {claimed} rows, but {there} are there")
 
 
 def _stl(path: Path, size: int) -> None:
@@ -311,6 +328,10 @@ def _off(path: Path, size: int) -> None:
     vertices, faces = _off_counts(path)
     if min(vertices, faces) < 0 or 6 * vertices + 8 * faces > size + 8:
         raise SignalError(f"claims {vertices} vertices and {faces} faces in {size} bytes")
+    # The counts stand on the first line or on one of their own.
+    first, _, rest = contents(path, ".off").lstrip().partition(b"\n")
+    has_counts = len(first.split()) > 1
+    _check_rows(rest, vertices + faces + (0 if has_counts else 1))
 
 
 def _obj(path: Path, size: int) -> None:
