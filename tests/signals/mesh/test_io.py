@@ -576,3 +576,26 @@ def test_blank_lines_and_other_elements_are_no_rows_too_many(tmp_path: Path) -> 
         path = tmp_path / "blank.off"
         path.write_text(f"{counts}\n0 0 0\n\n1 0 0\n0 1 0 # d\n \n3 0 1 2\n\n# e\n ")
         assert len(read(path).faces) == 1
+
+
+@pytest.mark.parametrize("face", ["0 1 2", "1 2 0", "1/1 2/2 0/3", "1 -0 2", "1 0//1 2", "1 2 00"])
+def test_obj_that_counts_from_zero(tmp_path: Path, face: str) -> None:
+    path = tmp_path / "zero.obj"
+    vertices = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 1\n"
+    path.write_text(f"{vertices}f 2 3 4\nf\t{face}\n")
+    assert "vertex 0" in refused(path)
+    # Nothing else may be taken for it.
+    path.write_text(f"{vertices}g f 0\nf 2/0 3/0 4/0 # f 0\nusemtl 0\nf 1 2 3\n")
+    assert len(read(path).faces) == 2
+
+
+def test_obj_that_counts_back(tmp_path: Path) -> None:
+    """Negative numbers count back from the line of their face, not from the end of the file."""
+    path = tmp_path / "back.obj"
+    first, second = ("v {0} 0 0\nv {1} 0 0\nv {0} 1 0\n".format(*x) for x in ((0, 1), (5, 6)))
+    path.write_text(f"{first}f -3 -2 -1\n{second}f -3/-1 -2/-1 6/1\n")
+    mesh = read(path)
+    assert mesh.area == pytest.approx(1)
+    np.testing.assert_array_equal(mesh.bounds, [[0, 0, 0], [6, 1, 0]])
+    path.write_text(f"{first}f -4 -2 -1\n{second}f -3 -2 -1\n")
+    assert "vertex -4 of 3" in refused(path)

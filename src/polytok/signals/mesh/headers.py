@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import bisect
 import json
 import re
 import struct
@@ -88,7 +89,7 @@ def extras(path: Path, suffix: str) -> tuple[str, ...]:
             "animation": bool(tree.get("animations")),
         }
     elif suffix == ".obj":
-        lines = {line[:7].split(b" ")[0] for line in contents(path, suffix).splitlines()}
+        lines = {w for line in path.read_bytes().splitlines() for w in line[:9].split()[:1]}
         found = {"materials": b"usemtl" in lines, "texture coordinates": b"vt" in lines}
     else:
         head = path.read_bytes()[:4096].lower()
@@ -126,7 +127,30 @@ def _text(data: bytes) -> bytes:
 def _obj_text(data: bytes) -> bytes:
     """Put one statement on each line, with spaces between its words and none before it."""
     data = b"\n" + data.replace(b"\\\n", b" ").replace(b"\t", b" ") + b"\n"
-    return re.sub(rb"\n +", b"\n", data)
+    data = re.sub(rb"\n +", b"\n", data)
+    if zero := re.search(rb"\nf (?:[^\n]* )?-?0+(?=[ /\n])[^\n]*", data):
+        line = " ".join(zero[0].decode().split())[:60]
+        raise SignalError(f"a face names vertex 0, but OBJ counts from 1: {line!r}")
+    if re.search(rb"\nf (?:[^\n]* )?-\d", data):
+        return _counted_from_first(data)
+    return data
+
+
+def _counted_from_first(data: bytes) -> bytes:
+    """Number vertices from the first that faces number back from their own line."""
+    starts = [found.start() for found in re.finditer(rb"\nv ", data)]
+
+    def renumber(face: re.Match[bytes]) -> bytes:
+        before = bisect.bisect(starts, face.start())
+
+        def number(back: re.Match[bytes]) -> bytes:
+            if int(back[1]) > before:
+                raise SignalError(f"a face names vertex -{int(back[1])} of {before} before it")
+            return b" %d" % (before + 1 - int(back[1]))
+
+        return re.sub(rb" -(\d+)", number, face[0])
+
+    return re.sub(rb"\nf [^\n]*", renumber, data)
 
 
 def gltf(path: Path, suffix: str) -> tuple[dict[str, Any], list[bytes]]:
