@@ -65,6 +65,22 @@ def test_a_folder_is_prepared_and_resumed(tmp_path: Path) -> None:
     assert max(len(data) for data in before.values()) <= 150_000
 
 
+def test_stretched_shapes_are_prepared_apart(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    trimesh.creation.box((8.0, 2.0, 0.5)).export(source / "board.obj")
+    for name, stretch in (("plain", False), ("even", True)):
+        prepare_folder(source, tmp_path / name, processes=1, stretch=stretch, progress=False)
+        [record] = lines(tmp_path / name / "index.jsonl")
+        factors = np.array([1, 2**1.5, 8]) if stretch else np.ones(3)
+        assert bool(record["stretch"]) == stretch
+        points = PreparedFolder(tmp_path / name).load(0)["points"]
+        sides = np.array([0.98, 0.245, 0.06125]) * factors
+        np.testing.assert_allclose(np.abs(points).max(0), sides, atol=2e-3)
+        with pytest.raises(PolytokError, match=r"shapes with(out)? stretch, such as board\.obj"):
+            prepare_folder(source, tmp_path / name, stretch=not stretch, progress=False)
+
+
 def test_prepared_shapes_load(tmp_path: Path) -> None:
     source, out = fill(tmp_path / "in"), tmp_path / "out"
     archive = tmp_path / "in.zip"

@@ -474,6 +474,10 @@ def prepare(
     processes: Annotated[
         int | None, typer.Option(help="Meshes: default one per core.", min=1)
     ] = None,
+    stretch: Annotated[
+        bool,
+        typer.Option("--stretch", help="Meshes: stretch boxes towards a cube, as encode does."),
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Make meshes or pictures ready for training; goes on where it was interrupted."""
@@ -485,7 +489,7 @@ def prepare(
         return
     from polytok.data.prepared import prepare_folder
 
-    done = prepare_folder(source, out, processes=processes, seed=seed)
+    done = prepare_folder(source, out, processes=processes, stretch=stretch, seed=seed)
     routes = ", ".join(f"{k} {v}" for k, v in sorted(done.routes.items()))
     print(f"{done.ready} shapes ready ({routes}), {done.made} made now in {done.seconds:.0f} s")
     if done.dropped:

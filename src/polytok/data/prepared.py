@@ -42,6 +42,7 @@ def prepare_folder(
     out: str | os.PathLike[str],
     *,
     processes: int | None = None,
+    stretch: bool = False,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
     progress: bool = True,
@@ -55,11 +56,13 @@ def prepare_folder(
         source: searched for meshes in all folders below it; ``metadata.jsonl`` at its top gives
             captions and licences.
         processes: workers with one thread each; None for one per core.
+        stretch: whether the boxes of shapes are stretched towards a cube, as for encoding.
         seed: of the samples; each shape's draw depends on it and on its path.
         time_limit: seconds after which a shape is dropped.
 
     Raises:
-        PolytokError: the source is missing or has no meshes, or a number is out of range.
+        PolytokError: the source is missing or has no meshes, a number is out of range, or ``out``
+            has shapes of the other kind of stretch.
     """
     if processes is not None and processes < 1:
         raise PolytokError(f"processes={processes} is below 1")
@@ -76,8 +79,11 @@ def prepare_folder(
         out.mkdir(parents=True, exist_ok=True)
         _sweep(out)
         done = {f: r for f in files if (r := _finished(out, f)) is not None}
+        if other := [f for f, r in done.items() if bool(r.get("stretch")) != stretch]:
+            kind = "without" if stretch else "with"
+            raise PolytokError(f"{out} has shapes {kind} stretch, such as {other[0]}")
         jobs = [
-            _Job(str(root), file, str(out), seed, notes.get(file, {}))
+            _Job(str(root), file, str(out), stretch, seed, notes.get(file, {}))
             for file in files
             if file not in done
         ]
@@ -153,6 +159,7 @@ class _Job:
     root: str
     file: str
     out: str
+    stretch: bool
     seed: int
     notes: Record
 
@@ -169,7 +176,8 @@ def _prepare_one(job: _Job) -> Record:
 
     start = time.perf_counter()
     mesh = meshes.read(Path(job.root) / job.file)
-    solid = meshes.solidify(mesh)
+    factors = meshes.evening(mesh) if job.stretch else np.ones(3)
+    solid = meshes.solidify(mesh, stretch=factors)
     prepared = meshes.prepare(solid, seed=derive(job.seed, job.file))
     record = {
         "file": job.file,
@@ -179,6 +187,7 @@ def _prepare_one(job: _Job) -> Record:
         "faces": len(mesh.faces),
         "centre": [float(x) for x in prepared.frame.centre],
         "scale": prepared.frame.scale,
+        "stretch": factors.tolist() if job.stretch else None,
         "num_uniform": prepared.num_uniform,
         "num_volume": prepared.num_volume,
         **solid.report(),

@@ -16,7 +16,7 @@ from polytok import bitstream
 from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError, SignalError, WeightsError
 from polytok.signals import mesh as meshes
-from polytok.systems.shape.codec import EVENING, MAX_EFFORT, PROBE_RESOLUTION, ShapeCodec
+from polytok.systems.shape.codec import MAX_EFFORT, PROBE_RESOLUTION, ShapeCodec
 from polytok.systems.shape.vat import VAT, preset
 from polytok.systems.shape.vat.search import SearchResult, refine
 
@@ -121,7 +121,7 @@ def test_a_code_in_a_file_is_decoded_in_its_own_proportions(codec: ShapeCodec) -
 
 def test_half_of_the_surface_lies_inside_the_field(codec: ShapeCodec) -> None:
     """In units of 1/32, for a whole code and for one of fewer scales."""
-    stretch = bitstream.nearest_stretch(meshes.evening(box(), EVENING))
+    stretch = bitstream.nearest_stretch(meshes.evening(box()))
     surface = meshes.surface(meshes.solidify(box(), stretch=stretch), seed=3)
     points = torch.from_numpy(surface.points[: surface.num_uniform])[None]
     # A field whose zero is far from the surface.

@@ -14,6 +14,9 @@ from polytok.signals.mesh.io import check
 EXTENT = 0.98
 """Half of a normalised shape's longest side."""
 
+EVENING = 0.75
+"""How far a shape's box is stretched towards a cube: a board or a rod leaves most of it empty."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -50,7 +53,7 @@ class Frame:
         return np.asarray(points, np.float64) / (self.scale * self.stretch) + self.centre
 
 
-def evening(mesh: trimesh.Trimesh, power: float) -> NDArray[np.float64]:
+def evening(mesh: trimesh.Trimesh, power: float = EVENING) -> NDArray[np.float64]:
     """Factors (3,) of at least 1 that bring the sides of a mesh's box nearer to its longest.
 
     Args:

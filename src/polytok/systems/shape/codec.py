@@ -26,8 +26,6 @@ Signal = trimesh.Trimesh | str | PathLike[str]
 MAX_EFFORT = 9
 RESOLUTION = 128
 PROBE_RESOLUTION = 48
-EVENING = 0.75
-"""How far a shape's box is stretched towards a cube: a board or a rod leaves most of it empty."""
 
 
 class ShapeCodec(Codec):
@@ -166,7 +164,9 @@ class ShapeCodec(Codec):
         seed: int,
     ) -> Codes:
         mesh = _read(signal)
-        factors = bitstream.nearest_stretch(meshes.evening(mesh, EVENING if stretch else 0.0))
+        factors = np.ones(3, np.float32)
+        if stretch:
+            factors = bitstream.nearest_stretch(meshes.evening(mesh))
         solid = meshes.solidify(mesh, stretch=factors)
         surface = meshes.surface(solid, seed=seed)
         batch = self._batch(surface, seed)
