@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
@@ -28,20 +29,48 @@ from polytok.training import ADVERSARIAL, Adversary, Recipe, SampleSource
 
 VAL_BATCH = 32
 TEACHER_BATCH, TEACHER_LR = 64, 3e-3
+# Of a value range: half a step of 8 bits. Pictures of 8 bits lie within their range in any dtype,
+# so this, or a rounding of the dtype if that is more, is for what computing with them adds.
+SLACK = 0.5 / 255
 
 
-def images_of(batch: Batch, size: int) -> Tensor:
-    """``batch["image"]`` (B, 3, size, size), with values in [0, 1].
+def images_of(batch: Batch, size: int, allowed: tuple[float, float]) -> Tensor:
+    """``batch["image"]`` (B, 3, size, size), floats within ``allowed``, a spec's ``value_range``.
 
     Raises:
-        SignalError: there are none, or they have another size.
+        SignalError: there are none, they have another size, they are no floats, or values are NaN
+            or further outside the range than half a step of 8 bits or a rounding of their dtype.
     """
     image = batch.get("image")
     if not isinstance(image, Tensor):
         raise SignalError("a batch of images needs image (B, 3, H, W)")
     if image.ndim != 4 or image.shape[1:] != (3, size, size):
         raise SignalError(f"images are {tuple(image.shape[1:])}, not (3, {size}, {size})")
+    if not image.is_floating_point():
+        raise SignalError(
+            f"images are {image.dtype}, not floats within [{allowed[0]:g}, {allowed[1]:g}]"
+        )
+    _check_values(image, allowed)
     return image
+
+
+def _check_values(image: Tensor, allowed: tuple[float, float]) -> None:
+    if not _has_values(image):
+        return
+    # One pass over the values, and one wait where they lie on an accelerator.
+    low, high = torch.stack(image.detach().aminmax()).tolist()
+    least, most = allowed
+    slack = max(SLACK, torch.finfo(image.dtype).eps) * (most - least)
+    if not (low >= least - slack and high <= most + slack):  # which NaN fails
+        raise SignalError(
+            f"images have values from {low:g} to {high:g}; they must lie within "
+            f"[{least:g}, {most:g}]"
+        )
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether there is any value to look at, which traced and empty tensors do not have."""
+    return bool(tensor.numel()) and not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def scalars(stats: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -64,16 +64,15 @@ class GridTokenizer(Tokenizer):
     def start_stage(self, stage: Stage, batches: Iterable[Batch]) -> None:
         """Start the codebook by k-means when quantization begins."""
         if self.is_quantized:
-            size = self.config.size
-            start_codebook(self.bottleneck, (self._latents(images_of(b, size)) for b in batches))
+            start_codebook(self.bottleneck, (self._latents(self._images(b)) for b in batches))
 
     def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
         """Ids (B, h w) of ``image`` (B, 3, H, W) in [0, 1].
 
         Raises:
-            SignalError: the images have another size.
+            SignalError: the images have another size, or values outside [0, 1].
         """
-        out = self.bottleneck(self._latents(images_of(batch, self.config.size)))
+        out = self.bottleneck(self._latents(self._images(batch)))
         return Codes(indices=out.indices, grid=self.config.grid)
 
     def decode(
@@ -88,7 +87,7 @@ class GridTokenizer(Tokenizer):
 
     def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
         """Losses ``mse`` (mean square over values), of ``criteria``, and those of the codebook."""
-        image = images_of(batch, self.config.size)
+        image = self._images(batch)
         latents = self._latents(image)
         is_quantized = self.is_quantized
         out = self.bottleneck(latents) if is_quantized else unquantized(self.bottleneck, latents)
@@ -101,6 +100,9 @@ class GridTokenizer(Tokenizer):
             output={"image": decoded},
             bottleneck=out if is_quantized else None,
         )
+
+    def _images(self, batch: Batch) -> Tensor:
+        return images_of(batch, self.config.size, self.spec.value_range)
 
     def _latents(self, image: Tensor) -> Tensor:
         """(B, h w, d)."""

@@ -160,16 +160,15 @@ class TiTok(Tokenizer):
         """Start the codebook by k-means when quantization begins, unless it rests."""
         is_learning = self.is_quantized and not self.is_encoder_frozen
         if isinstance(self.bottleneck, VectorQuantizer) and is_learning:
-            size = self.config.size
-            start_codebook(self.bottleneck, (self._features(images_of(b, size)) for b in batches))
+            start_codebook(self.bottleneck, (self._features(self._images(b)) for b in batches))
 
     def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
         """Codes of ``image`` (B, 3, H, W); Gaussian tokens are means, or samples given ``rng``.
 
         Raises:
-            SignalError: the images have another size than the model's.
+            SignalError: the images have another size than the model's, or values outside [0, 1].
         """
-        out = self.bottleneck(self._features(images_of(batch, self.config.size)), rng=rng)
+        out = self.bottleneck(self._features(self._images(batch)), rng=rng)
         return Codes(latents=out.latents) if out.indices is None else Codes(indices=out.indices)
 
     def decode(
@@ -222,7 +221,7 @@ class TiTok(Tokenizer):
         Raises:
             SignalError: the batch does not fit. ConfigError: there is no teacher to ask for codes.
         """
-        image = images_of(batch, self.config.size)
+        image = self._images(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_encoder_frozen):
             out = self._bottleneck(image, batch)
         latents, lengths = out.latents, None
@@ -238,6 +237,9 @@ class TiTok(Tokenizer):
             output=output,
             bottleneck=out if self.is_quantized and not self.is_encoder_frozen else None,
         )
+
+    def _images(self, batch: Batch) -> Tensor:
+        return images_of(batch, self.config.size, self.spec.value_range)
 
     def _ask_for_pixels(
         self, image: Tensor, latents: Tensor, lengths: Tensor | None
