@@ -86,24 +86,43 @@ def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
     net = Net()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     state = net.state_dict()
+    path = tmp_path / hub.WEIGHTS
+    others = {k: v for k, v in state.items() if k != "usage"}
     cases = {
-        "1 tensors missing ['usage'], 0 unknown": {k: v for k, v in state.items() if k != "usage"},
-        "0 tensors missing [], 1 unknown ['more']": {**state, "more": torch.zeros(1)},
-        "layer.weight has shape (4, 9), not (4, 3)": {**state, "layer.weight": torch.zeros(4, 9)},
+        "1 missing (usage)": others,
+        "1 unknown (more)": {**state, "more": torch.zeros(1)},
+        "1 of another shape (layer.weight (4, 9) instead of (4, 3))": {
+            **state,
+            "layer.weight": torch.zeros(4, 9),
+        },
+        "1 of another kind (layer.weight int64 instead of float32)": {
+            **state,
+            "layer.weight": torch.zeros(4, 3, dtype=torch.int64),
+        },
+        "1 of another kind (steps float32 instead of int64)": {**state, "steps": torch.zeros(())},
+        "1 missing (usage), 2 unknown (more.{0-1}), 1 of another shape "
+        "(layer.bias (5,) instead of (4,)), 1 of another kind (layer.weight bool instead of "
+        "float32)": {
+            "layer.weight": torch.zeros(4, 3, dtype=torch.bool),
+            "layer.bias": torch.zeros(5),
+            "steps": state["steps"],
+            "more.0": torch.zeros(1),
+            "more.1": torch.zeros(1),
+        },
     }
     for message, tensors in cases.items():
-        save_file(tensors, tmp_path / hub.WEIGHTS)
+        save_file(tensors, path)
         with pytest.raises(WeightsError) as caught:
             hub.load_weights(net, tmp_path)
-        assert message in str(caught.value) and "\n" not in str(caught.value)
+        assert str(caught.value) == f"{path}: tensors {message}"
     # A refused file changes nothing.
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     # What may be missing is said, and stays.
-    save_file({k: v + 1 for k, v in state.items() if k != "usage"}, tmp_path / hub.WEIGHTS)
+    save_file({k: v + 1 for k, v in others.items()}, path)
     assert hub.load_weights(net, tmp_path, lacking="us*") == ["usage"]
     assert torch.equal(net.usage, before["usage"])
     assert torch.equal(net.layer.weight, before["layer.weight"] + 1)
-    with pytest.raises(WeightsError, match="1 tensors missing"):
+    with pytest.raises(WeightsError, match="tensors 1 missing"):
         hub.load_weights(net, tmp_path, lacking="layer.*")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from polytok.core.config import from_dict, to_dict
 from polytok.core.errors import WeightsError, one_line
 from polytok.core.files import atomic_path, write_text
+from polytok.core.tensors import check_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,8 @@ def load_weights(module: nn.Module, folder: StrPath, *, lacking: str = "") -> li
         Names that the file lacks, sorted.
 
     Raises:
-        WeightsError: the file is missing or damaged, or its names or shapes differ.
+        WeightsError: the file is missing or damaged, or names or shapes differ, or some of its
+            tensors hold no floats where floats are wanted; all tensors that do not fit are named.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -114,18 +116,9 @@ def load_weights(module: nn.Module, folder: StrPath, *, lacking: str = "") -> li
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {one_line(error)}") from error
     own = module.state_dict()
-    lacks, unknown = sorted(own.keys() - tensors), sorted(tensors.keys() - own)
-    missing = [name for name in lacks if not fnmatchcase(name, lacking)]
-    if missing or unknown:
-        raise WeightsError(
-            f"{path} does not fit: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise WeightsError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
-            )
+    lacks = sorted(own.keys() - tensors)
+    may_lack = {name for name in lacks if fnmatchcase(name, lacking)}
+    check_tensors({n: t for n, t in own.items() if n not in may_lack}, tensors, str(path))
     found = {n: t.to(own[n].dtype) for n, t in tensors.items()}
     module.load_state_dict(found, strict=not lacks)
     return lacks

@@ -7,7 +7,6 @@ checkpoint must have follow from the model alone, and are checked before any ten
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytok.core.errors import WeightsError
+from polytok.core.tensors import check_tensors
 
 Tensors = Sequence[Tensor]
 
@@ -162,52 +161,11 @@ def check(
         what: names the checkpoint and the model in the message.
 
     Raises:
-        WeightsError: tensors are missing, unknown or of another shape; all of them are named.
+        WeightsError: tensors do not fit, see :func:`polytok.core.tensors.check_tensors`.
     """
-    wanted = {k: tuple(t.shape) for k, t in to_theirs(key_map, ours).items()}
-    found = {
-        k: tuple(t.shape)
-        for k, t in theirs.items()
-        if not any(fnmatch.fnmatchcase(k, pattern) for pattern in key_map.unread)
+    read = {
+        key: tensor
+        for key, tensor in theirs.items()
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in key_map.unread)
     }
-    faults = {
-        "missing": wanted.keys() - found,
-        "unknown": found.keys() - wanted,
-        "of another shape": {
-            f"{k} {found[k]} instead of {wanted[k]}"
-            for k in wanted.keys() & found
-            if found[k] != wanted[k]
-        },
-    }
-    if any(faults.values()):
-        texts = [f"{len(v)} {k} ({', '.join(_runs(v))})" for k, v in faults.items() if v]
-        raise WeightsError(f"{what}: tensors {', '.join(texts)}")
-
-
-def _runs(names: Iterable[str]) -> list[str]:
-    """Sort names, and write those that differ in one number as one: ``layer.{0-2,5}.bias``."""
-    found = [tuple(name.split(".")) for name in names]
-    for place in range(max(map(len, found), default=0)):
-        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        kept = []
-        for parts in found:
-            if place < len(parts) and parts[place].isdecimal():
-                alike[(*parts[:place], "", *parts[place + 1 :])].append(int(parts[place]))
-            else:
-                kept.append(parts)
-        for parts, numbers in alike.items():
-            kept.append((*parts[:place], _ranges(numbers), *parts[place + 1 :]))
-        found = kept
-    return sorted(".".join(parts) for parts in found)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Numbers as text: ``7``, ``{0-2}``, ``{0-2,5}``."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return text if len(numbers) == 1 else f"{{{text}}}"
+    check_tensors(to_theirs(key_map, ours), read, what)
