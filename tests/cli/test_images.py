@@ -419,6 +419,10 @@ def test_bad_options(
         (["--lengths", "4,eight"], "--lengths '4,eight' is not of the form"),
         (["--lengths", "4,99"], "tokens=99 is not within 1..16"),
         (["--lengths", "4", "--tokens", 4], "exclude each other"),
+        (
+            ["--lengths", ",".join(["4"] * 9), "--size", 4096],
+            "--lengths asks for 9 pictures of 4096 x 2048, together more than 100 megapixels",
+        ),
         (["-o", "out.glb"], "known: .jpeg, .jpg, .png, .webp"),
     ],
 )

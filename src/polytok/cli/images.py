@@ -16,6 +16,7 @@ from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError, SignalError
 from polytok.metrics import IMAGE_CONVENTIONS, bits_per_pixel, psnr, ssim
 from polytok.signals import image as images
+from polytok.signals.image.io import MAX_PIXELS
 from polytok.signals.sheet import sheet
 from polytok.systems.image.codec import ImageCodec
 
@@ -196,16 +197,30 @@ def _decode_sheet(
     *,
     force: bool,
 ) -> Row:
+    side = SHEET_SIDE if size is None else size
+    _check_sheet(codes, len(lengths), side)
     cells = []
     for length in lengths:
         short = codec.prefix(codes, length)
-        picture = codec.decode(short, size=size or SHEET_SIDE)[0]
+        picture = codec.decode(short, size=side)[0]
         word = "token" if length == 1 else "tokens"
         cells.append((f"{length} {word}\n{len(codec.pack(short)[0]):,} B", picture))
     rows = [cells[k : k + SHEET_COLUMNS] for k in range(0, len(cells), SHEET_COLUMNS)]
     made = sheet(rows)
     images.write(made, target, force=force)
     return {"pictures": len(cells), "width": made.width, "height": made.height}
+
+
+def _check_sheet(codes: Codes, count: int, side: int) -> None:
+    """Refuse a sheet that could not be read again, before its pictures fill the memory."""
+    shares = (codes.meta["size"][0] / codes.meta["size"][0].max()).tolist()
+    width, height = (max(1, round(side * share)) for share in shares)
+    columns, rows = min(count, SHEET_COLUMNS), -(-count // SHEET_COLUMNS)
+    if columns * width * rows * height > MAX_PIXELS:
+        raise PolytokError(
+            f"--lengths asks for {count} pictures of {width} x {height}, together more than "
+            f"{MAX_PIXELS // 10**6} megapixels; --size makes them smaller"
+        )
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -449,3 +449,28 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(SignalError, match=what):
             write(image, tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".webp", 16_383), (".jpg", 65_500)])
+def test_pictures_too_large_for_their_format_are_refused(
+    suffix: str, longest: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write(Image.new("L", (longest, 1)), path)
+    assert read(path).size == (longest, 1)
+    path.unlink()
+    for size in ((longest + 1, 1), (1, longest + 1)):
+        message = f"{size[0]} x {size[1]} pixels; {suffix} holds at most {longest} along a side"
+        with pytest.raises(SignalError, match=message):
+            write(Image.new("L", size), path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_what_a_format_cannot_store_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SignalError, match=f"{name}: the image is 0 x 3, without a pixel"):
+        write(Image.new("RGB", (0, 3)), tmp_path / name)
+    if not name.endswith("webp"):  # which is converted
+        with pytest.raises(SignalError, match=f"cannot write .*{name}: cannot write mode F as"):
+            write(Image.new("F", (2, 2)), tmp_path / name)
+    assert not list(tmp_path.iterdir())

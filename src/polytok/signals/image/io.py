@@ -30,6 +30,9 @@ EXTENSIONS = (
 WRITABLE = (".jpeg", ".jpg", ".png", ".webp")
 """What ``write`` knows."""
 
+LONGEST = {".jpeg": 65_500, ".jpg": 65_500, ".webp": 16_383}
+"""Pixels along a side that a format can store, where that is not beyond all pictures."""
+
 MAX_PIXELS = 100_000_000
 MAX_JPEG_PIXELS = 500_000_000
 WORKING_SIDE = 4096
@@ -154,16 +157,27 @@ def write(image: Image.Image, path: str | os.PathLike[str], *, force: bool = Tru
     """Write a picture as png, jpg or webp (lossless); the file appears whole or not at all.
 
     Raises:
-        SignalError: the extension is not one of these.
+        SignalError: the extension is not one of these, or the format cannot store the picture: a
+            side is beyond 16,383 pixels for webp or 65,500 for jpg, or has no pixel, or its mode
+            is another.
         PolytokError: the file exists and ``force`` is false, or its folder cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITABLE:
         what = f"unknown extension {suffix!r}" if suffix else "no extension"
         raise SignalError(f"{path}: {what} (known: {' '.join(WRITABLE)})")
+    size, longest = f"{image.width} x {image.height}", LONGEST.get(suffix)
+    if not min(image.size):
+        raise SignalError(f"{path}: the image is {size}, without a pixel")
+    if longest and max(image.size) > longest:
+        raise SignalError(f"{path}: {size} pixels; {suffix} holds at most {longest} along a side")
     options = {".png": {}, ".webp": {"lossless": True}}.get(suffix, {"quality": JPEG_QUALITY})
     with atomic_path(path, force=force) as aside:
-        image.save(aside, **options)
+        try:
+            image.save(aside, **options)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error, 120)
+            raise SignalError(f"cannot write {path}: {reason}") from error
 
 
 def _pass_on(notes: list[str], note: Note | None) -> None:
