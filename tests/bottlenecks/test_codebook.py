@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from polytok.bottlenecks import codebook
-from polytok.bottlenecks.codebook import gather_over_ranks, kmeans, nearest, sum_over_ranks
+from polytok.bottlenecks.codebook import (
+    gather_over_ranks,
+    kmeans,
+    largest_product,
+    nearest,
+    sum_over_ranks,
+)
+
+# Up to 64, a multiple of 64, and one that is none: each takes another way.
+SIZES = (33, 100, 128)
 
 
+@pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 19])
 @pytest.mark.parametrize("shape", [(500, 7), (3, 11, 7), (1, 7)])
 def test_nearest_equals_brute_force_in_chunks_of_any_size(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, shape: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch, chunk: int, shape: tuple[int, ...], count: int
 ) -> None:
     monkeypatch.setattr(codebook, "CHUNK", chunk)
-    vectors, codes = torch.randn(shape), torch.randn(33, shape[-1])
+    vectors, codes = torch.randn(shape), torch.randn(count, shape[-1])
     ids = nearest(vectors, codes)
     squares = (vectors.double().unsqueeze(-2) - codes.double()).square().sum(-1)
     assert ids.dtype == torch.int64
@@ -31,6 +43,38 @@ def test_nearest_at_the_edges() -> None:
     assert nearest(torch.tensor([[0.2]]), torch.tensor([[0.0], [1.0]])).tolist() == [0]
     twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [9.0, 9.0]])
     assert nearest(torch.randn(6, 2) * 0.1, twins).tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_of_equal_codes_the_first_is_nearest(count: int) -> None:
+    codes = torch.randn(count, 3).round()
+    # The same codes again from the middle on, so that ties lie within blocks and across them.
+    half = (count + 1) // 2
+    codes[half:] = codes[: count - half].clone()
+    codes[1] = codes[0]
+    vectors = torch.randn(200, 3).round()
+    scores = vectors @ codes.T - codes.square().sum(-1) / 2  # exact: all are halves
+    first = (scores == scores.amax(1, keepdim=True)).int().argmax(1)
+    assert torch.equal(nearest(vectors, codes), first)
+    assert torch.equal(nearest(codes[:2], codes), first.new_zeros(2))
+    assert int(first.max()) < half
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("find", [nearest, largest_product])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_an_infinite_channel_has_a_code_of_the_vocabulary(
+    value: float, sign: int, find: Callable[[Tensor, Tensor], Tensor], count: int
+) -> None:
+    codes, vectors = torch.randn(count, 5), torch.randn(9, 5)
+    codes[:, 2] = sign * codes[:, 2].abs()
+    codes[40:, 2] *= -1
+    vectors[:, 2] = value
+    ids = find(vectors, codes)
+    assert bool(((ids >= 0) & (ids < count)).all())
+    # The first code on that side.
+    assert ids.tolist() == [40 if value * sign < 0 and count > 40 else 0] * 9
 
 
 def test_nearest_works_in_fp32_whatever_comes_in() -> None:

@@ -78,13 +78,16 @@ def largest_product(vectors: Tensor, codes: Tensor) -> Tensor:
 def _best(vectors: Tensor, codes: Tensor, offset: Tensor) -> Tensor:
     """Index of the largest z.e + offset, a chunk of vectors at a time."""
     flat = vectors.detach().reshape(-1, vectors.shape[-1]).float()
-    missing = -len(codes) % BLOCK
-    if len(codes) > BLOCK and missing:
-        codes = F.pad(codes, (0, 0, 0, missing))
-        offset = F.pad(offset, (0, missing), value=-torch.inf)
+    count = len(codes)
+    missing = -count % BLOCK if count > BLOCK else 0
+    if missing:
+        # By the last code and not by zeros: times an infinite value, those are NaN and win.
+        codes = torch.cat([codes, codes[-1:].expand(missing, -1)])
+        offset = torch.cat([offset, offset[-1:].expand(missing)])
     rows = max(1, CHUNK // codes.shape[0])
     parts = [first_largest(torch.addmm(offset, part, codes.T)) for part in flat.split(rows)]
-    return torch.cat(parts).view(vectors.shape[:-1])
+    # Products of equal codes may be rounded differently; they are all the last one.
+    return torch.cat(parts).clamp(max=count - 1).view(vectors.shape[:-1])
 
 
 def first_largest(scores: Tensor) -> Tensor:
