@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Cell = tuple[str, "Image"]
 MAX_BYTES = 512
-PREFIXES = (241, 114)  # bytes of whole files with seven and five scales
+PREFIXES = (244, 117)  # bytes of whole files with seven and five scales
 PICTURE = 320
 EMPTY = (0.8, 0.8, 0.8)
 
