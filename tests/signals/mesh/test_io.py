@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import trimesh
 
 from polytok.core.errors import PolytokError, SignalError
 from polytok.signals.mesh.io import EXTENSIONS, WRITABLE, dropped, read, write
+from polytok.signals.mesh.parts import weld
 
 BOX = trimesh.creation.box([1.0, 2.0, 3.0])
 Tree = dict[str, Any]
@@ -599,3 +603,42 @@ def test_obj_that_counts_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mesh.bounds, [[0, 0, 0], [6, 1, 0]])
     path.write_text(f"{first}f -4 -2 -1\n{second}f -3 -2 -1\n")
     assert "vertex -4 of 3" in refused(path)
+
+
+def test_unused_vertices_are_left_out(tmp_path: Path) -> None:
+    """Whatever their coordinates are, nothing is said about them."""
+    path = tmp_path / "unused.ply"
+    text = triangle("ply").replace("vertex 3", "vertex 5").replace("3 0 1 2", "3 1 2 4")
+    text = text.replace("header\n0 0 0\n1 0 0\n", "header\nnan inf 0\n0 0 0\n1 0 0\nnan 0 0\n")
+    path.write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mesh = read(path)
+        weld(mesh.vertices, mesh.faces)
+    np.testing.assert_array_equal(mesh.vertices, [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(mesh.faces, [[0, 1, 2]])
+
+
+def test_welding_leaves_unused_vertices_out() -> None:
+    vertices = np.concatenate([[[np.nan, np.inf, 0]], BOX.vertices, [[1e300, 0, 0]]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        points, faces = weld(vertices, np.asarray(BOX.faces) + 1)
+    assert len(points) == 8 and len(faces) == 12 and np.isfinite(points).all()
+
+
+@pytest.mark.parametrize(("size", "is_there"), [(1e-28, True), (2e-30, True), (1e-30, False)])
+def test_shapes_too_small_to_scale(tmp_path: Path, size: float, is_there: bool) -> None:
+    path = tmp_path / "tiny.obj"
+    path.write_text(f"v 0 0 0\nv {size} 0 0\nv 0 {size / 2} 0\nf 1 2 3\n")
+    if is_there:
+        assert read(path).extents[0] == pytest.approx(size)
+    else:
+        assert "longest side" in refused(path)
+
+
+def test_the_parser_is_silent(tmp_path: Path) -> None:
+    """Warnings of the library that reads are not printed beside errors, unless somebody asks."""
+    code = "import logging, polytok.signals.mesh; logging.getLogger('trimesh').warning('hear me')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout + ran.stderr == ""

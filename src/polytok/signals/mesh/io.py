@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ from polytok.signals.mesh.headers import (
     extras,
     gltf,
 )
+from polytok.signals.mesh.parts import only_used
+
+# What it has to say of a damaged file is said in one line here; who sets up logging sees both.
+logging.getLogger("trimesh").addHandler(logging.NullHandler())
 
 EXTENSIONS = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 """What ``read`` knows."""
@@ -33,6 +38,8 @@ WRITABLE = (".glb", ".obj", ".ply", ".stl")
 """What ``write`` knows."""
 
 MAX_COORDINATE = 1e18
+# A shape is scaled to a side of 1.96, by at most 1e30 where files keep the factor.
+MIN_SIDE = 1.97e-30
 MAX_FACES = 50_000_000
 
 _MODES = range(7)
@@ -76,7 +83,7 @@ def check(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> None:
 
     Raises:
         SignalError: no faces, an index out of range, coordinates that are not finite or beyond
-            1e18, or no face with an area.
+            1e18, no face with an area, or a longest side below 1.97e-30.
     """
     if not len(faces):
         raise SignalError("the mesh has no faces")
@@ -95,6 +102,8 @@ def check(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> None:
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     if not (np.abs(cross) > 0).any():
         raise SignalError("all faces have zero area")
+    if side < MIN_SIDE:
+        raise SignalError(f"the longest side is {side:.3g}, less than {MIN_SIDE:.3g}")
 
 
 def write(mesh: trimesh.Trimesh, path: str | os.PathLike[str], *, force: bool = True) -> None:
@@ -167,7 +176,7 @@ def _piece(points: Any, faces: Any, matrix: Any) -> _Piece:
     if len(faces) and (faces.min() < 0 or faces.max() >= len(points)):
         wrong = int(faces.min() if faces.min() < 0 else faces.max())
         raise SignalError(f"a face names vertex {wrong}, but there are {len(points)}")
-    return points, faces, np.asarray(matrix, np.float64)
+    return *only_used(points, faces), np.asarray(matrix, np.float64)
 
 
 def _join(pieces: list[_Piece]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -32,11 +32,22 @@ class Parts:
     is_closed: NDArray[np.bool_]
 
 
+def only_used(vertices: Array, faces: Ints) -> tuple[Array, Ints]:
+    """Drop the vertices (V, 3) that no face (F, 3) names; the others keep their order."""
+    is_used = np.zeros(len(vertices), bool)
+    is_used[faces] = True
+    if is_used.all():
+        return vertices, faces
+    return vertices[is_used], (np.cumsum(is_used) - 1)[faces]
+
+
 def weld(vertices: Array, faces: Ints) -> tuple[Array, Ints]:
     """Merge equal vertices and drop faces that are degenerate or there twice.
 
     Faces that differ in orientation only both stay: two solids may share a wall.
     """
+    # The coordinates of the others may be anything, such as not a number.
+    vertices, faces = only_used(vertices, faces)
     key = np.round(vertices / _WELD).astype(np.int64)
     _, first, where = np.unique(key, axis=0, return_index=True, return_inverse=True)
     vertices, faces = vertices[first], where.reshape(-1)[faces]
