@@ -564,9 +564,9 @@ def test_headers_that_claim_too_little(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"less.{kind}"
     path.write_text(data)
     assert len(read(path).faces) == 12
-    for right, wrong in (face, vertex):
+    for (right, wrong), rows in ((face, 11), (vertex, 19)):
         path.write_text(data.replace(right, wrong))
-        assert "rows" in refused(path)
+        assert f"claims {rows} rows, but 20 are there" in refused(path)
 
 
 def test_blank_lines_and_other_elements_are_no_rows_too_many(tmp_path: Path) -> None:

@@ -354,8 +354,9 @@ def _off(path: Path, size: int) -> None:
         raise SignalError(f"claims {vertices} vertices and {faces} faces in {size} bytes")
     # The counts stand on the first line or on one of their own.
     first, _, rest = contents(path, ".off").lstrip().partition(b"\n")
-    has_counts = len(first.split()) > 1
-    _check_rows(rest, vertices + faces + (0 if has_counts else 1))
+    if len(first.split()) == 1:
+        rest = rest.lstrip().partition(b"\n")[2]
+    _check_rows(rest, vertices + faces)
 
 
 def _obj(path: Path, size: int) -> None:
