@@ -1,12 +1,109 @@
-"""Ctrl-C while a file is written: what is finished stays, and nothing is left half written."""
+"""Ctrl-C at any time: what is finished stays, and nothing is left half written."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from polytok import cli
+
+LIMIT = 30  # seconds; the commands take twice as long if nothing ends them
+COMMAND = """
+import sys, time
+from polytok import cli
+from polytok.cli import show
+
+def wait():
+    print("ready", flush=True)
+    time.sleep(60)
+
+def command(*_, **__):
+    {body}
+
+show.systems = command
+sys.exit(cli.run(["list"]))
+"""
+SWALLOW = """
+    try:
+        wait()
+    except BaseException:
+        pass
+    {then}
+"""
+LIBRARY = """
+import sys
+try:
+    sys.modules["__main__"].wait()
+    has_extras = True
+except BaseException:
+    has_extras = False
+"""
+
+
+Start = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a command of the given body and waits until it prints that it is ready."""
+    with ExitStack() as stack:
+
+        def start(body: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", COMMAND.format(body=body)]
+            process = subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            return process
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import greedy; time.sleep(60)",
+        SWALLOW.format(then="time.sleep(60)"),
+        SWALLOW.format(then="raise ValueError('what was caught broke something')"),
+        SWALLOW.format(then="return"),
+    ],
+)
+def test_libraries_that_catch_everything_lose_no_interrupt(
+    body: str, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "greedy.py").write_text(LIBRARY)
+    process = start(body)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=LIMIT) == ("", "error: interrupted\n")
+    assert process.returncode == cli.INTERRUPTED
+
+
+def test_cleaning_up_is_interrupted_by_a_second_interrupt_alone(start: Start) -> None:
+    process = start("""
+    try:
+        wait()
+    finally:
+        time.sleep(0.5)
+        print("clean", flush=True)
+        time.sleep(60)
+    """)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None and process.stdout.readline() == "clean\n"
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=LIMIT) == -signal.SIGINT
 
 
 @pytest.mark.parametrize("when", ["work", "write"])

@@ -30,16 +30,18 @@ def _run(arguments: list[str]) -> int:
     from typer.exceptions import TyperException
 
     from polytok.cli.app import app
+    from polytok.cli.interrupts import Heeded
     from polytok.core.errors import PolytokError, one_line
 
     try:
-        status = typer.main.get_command(app).main(
-            arguments, prog_name="polytok", standalone_mode=False
-        )
+        with Heeded():
+            status = typer.main.get_command(app).main(
+                arguments, prog_name="polytok", standalone_mode=False
+            )
     except typer.Exit as done:
         status = done.exit_code
-    except typer.Abort:
-        return _fail("interrupted", INTERRUPTED)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
     except TyperException as error:
         text = " ".join(str(getattr(error, "message", "") or error).split())
         return _fail(text or "no command is given; the help lists them")
@@ -52,7 +54,7 @@ def _run(arguments: list[str]) -> int:
         return _fail("not enough memory for this input")
     if status == INTERRUPTED:
         # Typer turns an interrupt into this status, without a word.
-        return _fail("interrupted", INTERRUPTED)
+        raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
 
 
