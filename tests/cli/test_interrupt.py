@@ -1,4 +1,4 @@
-"""Ctrl-C at any time: what is finished stays, and nothing is left half written."""
+"""Ctrl-C and termination at any time: what is finished stays, and nothing is left half written."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def command(*_, **__):
     {body}
 
 show.systems = command
+{before}
 sys.exit(cli.run(["list"]))
 """
 SWALLOW = """
@@ -46,7 +47,7 @@ except BaseException:
 """
 
 
-Start = Callable[[str], subprocess.Popen[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a command of the given body and waits until it prints that it is ready."""
     with ExitStack() as stack:
 
-        def start(body: str) -> subprocess.Popen[str]:
-            command = [sys.executable, "-c", COMMAND.format(body=body)]
+        def start(body: str, before: str = "") -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", COMMAND.format(body=body, before=before)]
             process = subprocess.Popen(
                 command,
                 cwd=tmp_path,
@@ -104,6 +105,40 @@ def test_cleaning_up_is_interrupted_by_a_second_interrupt_alone(start: Start) ->
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=LIMIT) == -signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_file_is_written_leaves_nothing(
+    number: signal.Signals, start: Start, tmp_path: Path
+) -> None:
+    process = start("""
+    from polytok.core.files import atomic_path
+
+    with atomic_path("box.ptk") as aside:
+        aside.write_bytes(b"half")
+        wait()
+    """)
+    assert len(list(tmp_path.iterdir())) == 1
+    process.send_signal(number)
+    assert process.communicate(timeout=LIMIT) == ("", "error: interrupted\n")
+    assert process.returncode == cli.INTERRUPTED
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_is_ignored_stays_ignored(start: Start) -> None:
+    process = start(
+        """
+    import signal
+
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    print("ready", flush=True)
+    time.sleep(1)
+    """,
+        before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)",
+    )
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=LIMIT) == ("", "")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("when", ["work", "write"])

@@ -51,8 +51,9 @@ def run_demo(output: Path, *, model: str, effort: int, seed: int, force: bool) -
         _polytok(row, codec, effort, seed)
         rows += row.rows
         pictures.append(row.cells)
+    picture = sheet(pictures)
     with atomic_path(output / "demo.png") as aside:
-        sheet(pictures).save(aside)
+        picture.save(aside)
     return rows
 
 

@@ -217,5 +217,6 @@ def _write_sheet(pictures: list[Any], path: Path) -> None:
         [(str(start + i), picture) for i, picture in enumerate(pictures[start : start + columns])]
         for start in range(0, len(pictures), columns)
     ]
+    picture = sheet(rows)
     with atomic_path(path) as aside:
-        sheet(rows).save(aside)
+        picture.save(aside)

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command, whatever library it comes in."""
+"""Ctrl-C, SIGTERM or SIGHUP ends a command, whatever library it comes in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = ("SIGINT",)
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not known everywhere
 TICK = 0.05  # seconds
 REPEAT = 0.1  # seconds; what comes sooner is one request sent twice, as some parents do
 
@@ -17,6 +17,7 @@ REPEAT = 0.1  # seconds; what comes sooner is one request sent twice, as some pa
 class Heeded:
     """While the block lasts, an interrupt is raised until it gets through.
 
+    Termination counts as one, since only an exception lets files that are half written be removed.
     Some libraries catch every exception around their optional imports or their work; after that
     it is raised again. Whatever the block then ends with, it ends as interrupted. A second
     interrupt ends the process at once.

@@ -228,8 +228,9 @@ def report(
     found = MixtureResult.from_dict(_read_json(result))
     known = None if truth is None else _truth(truth)
     if output is not None:
+        chart = bar_chart(found, title=f"Training mixture by {result.stem}", truth=known)
         with atomic_path(output, force=force) as aside:
-            bar_chart(found, title=f"Training mixture by {result.stem}", truth=known).save(aside)
+            chart.save(aside)
     _show(found, known, as_json=as_json)
 
 

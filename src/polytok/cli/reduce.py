@@ -95,8 +95,9 @@ def trace(
     if not is_pretrained and not Path(model).is_dir():
         show.note("random weights: which patches survive means nothing; use --pretrained")
     found = follow(made, _scaled(made, pixels))
+    picture = found.picture(pixels)
     with atomic_path(output, force=force) as aside:
-        found.picture(pixels).save(aside)
+        picture.save(aside)
     left = ", ".join(f"block {s.layer}: {int(s.survivors.sum())}" for s in found.stages)
     rows, columns = found.grid
     print(f"{output}: of {rows}x{columns} patches survive {left or 'all'}")
