@@ -110,6 +110,8 @@ def test_refusals() -> None:
     model, inputs = build("llava"), single("llava", 0)
     with pytest.raises(ConfigError, match=r"alpha=-1 must be 0 or more, beta=2 within \[0, 1\]"):
         plan_of("llava", alpha=-1, beta=2)
+    with pytest.raises(ConfigError, match="alpha=nan must be 0 or more"):
+        plan_of("llava", alpha=float("nan"))
     with plan_of("llava").applied(model), pytest.raises(ConfigError, match="num_beams=1"):
         model.generate(**inputs, max_new_tokens=2, num_beams=2)
     assert Inverse(plan_of("llava").decode.negative.score).taps is not None

@@ -203,3 +203,24 @@ def test_numbers_and_models_that_do_not_fit_are_refused() -> None:
     frames = Layout(tiles=2, grid=(2, 2), source=torch.arange(8))
     with pytest.raises(ConfigError, match="needs a thumbnail"):
         budget.count(frames)
+
+
+@pytest.mark.parametrize("item", [0, 1])
+@pytest.mark.parametrize("rate", [0.55, 0.8, 0.95])
+def test_what_prepare_keeps_is_the_published_choice(rate: float, item: int) -> None:
+    inputs = single("llava_next", item)
+    alpha = 0.3
+    method = polytok.vlm("hired", rate=rate, alpha=alpha, partition="rows", exact_total=False)
+    _, report = method.visual.prepare(MODEL, inputs)
+    layout = host_of(MODEL).layouts(MODEL, inputs)[0]
+    tower = TOWER.module
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = tower(inputs["pixel_values"][0, : layout.tiles], output_attentions=True).attentions
+    tower.set_attn_implementation("sdpa")
+    early, late = (maps[i].mean(1)[:, 0, 1:] for i in (0, TOWER.feature_layer))
+    cells = published(early, late, layout.tile_grid, rate, alpha)
+    chosen = {64 * tile + cell for tile, some in enumerate(cells) for cell in some}
+    expected = [i for i, c in enumerate(layout.source.tolist()) if c < 0 or c in chosen]
+    assert report.kept(0).tolist() == expected
+    assert len(expected) < layout.tokens

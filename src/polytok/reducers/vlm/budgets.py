@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -17,6 +17,10 @@ from polytok.reducers.vlm.tokens import VisualTokens
 
 class Budget(Protocol):
     """A rule for the number of kept tokens that show a cell."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether :meth:`count` is the number itself; else it is the most it can be."""
 
     def count(self, layout: Layout) -> int:
         """Tokens kept of an image, before any pixel is read."""
@@ -41,6 +45,7 @@ class PerTile:
         ConfigError: ``keep`` is out of range.
     """
 
+    is_exact: ClassVar[bool] = True
     keep: int | float
 
     def __post_init__(self) -> None:
@@ -79,6 +84,7 @@ class Total:
         ConfigError: ``total`` is out of range.
     """
 
+    is_exact: ClassVar[bool] = True
     total: int
 
     def __post_init__(self) -> None:

@@ -33,11 +33,12 @@ class Contrast:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or not 0 <= self.beta <= 1:
+        if not 0 <= self.alpha < math.inf or not 0 <= self.beta <= 1:
             raise ConfigError(
                 f"alpha={self.alpha} must be 0 or more, beta={self.beta} within [0, 1]"
             )
 
+    @torch.no_grad()
     def processor(self, model: Any, inputs: Mapping[str, Any]) -> ContrastProcessor:
         """A logits processor for one call of ``model.generate`` on these inputs."""
         prepared, _ = self.negative.prepare(model, inputs)

@@ -78,12 +78,11 @@ class Reduction:
     def _count(self, layout: Layout) -> int:
         return self.budget.count(layout) + layout.others * self.protect_others
 
-    @torch.no_grad()
     def prepare(self, model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Report]:
         """Inputs with fewer visual tokens for ``model.generate`` or ``model``, and what was done.
 
-        The tower runs here; the result has features instead of pixels. Where everything is kept,
-        the inputs come back as they are.
+        The tower runs here; the result has features instead of pixels, with gradients unless
+        torch.no_grad() says otherwise. Where everything is kept, the inputs come back as they are.
 
         Raises:
             SignalError: no image, or prompts that do not match the images.
@@ -91,7 +90,7 @@ class Reduction:
         """
         host = self.check(model)
         layouts, whole = untouched(model, inputs)
-        if all(self._count(x) == x.tokens for x in layouts):
+        if self.budget.is_exact and all(self._count(x) == x.tokens for x in layouts):
             return dict(inputs), whole
         tokens, output = self._encode(host, model, inputs, layouts)
         maps = self.choose(tokens)
@@ -106,11 +105,13 @@ class Reduction:
         taps = self.taps(tower)
         with recording(tower.module, tower.layers, taps) as recorder:
             output = host.encode(model, inputs)
-        rows = {t: host.pool(model, inputs, recorder.rows[t], layouts) for t in taps}
+        with torch.no_grad():
+            rows = {t: host.pool(model, inputs, recorder.rows[t], layouts) for t in taps}
         return VisualTokens(
             features=output.pooler_output, layouts=layouts, tower=tower, rows=rows
         ), output
 
+    @torch.no_grad()
     def choose(self, tokens: VisualTokens) -> list[TokenMap]:
         """Where every token goes, per image."""
         maps: list[TokenMap] = []

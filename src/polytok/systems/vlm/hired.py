@@ -61,6 +61,10 @@ class TileBudget:
         marked = int(cells * (1 - self.alpha))
         return full, min(total - full, (layout.tiles - 1) * cells) if marked else 0
 
+    @property
+    def is_exact(self) -> bool:
+        return self.exact_total or self.rate == 1
+
     def count(self, layout: Layout) -> int:
         first = layout.thumbnail or 0
         room = layout.capacity
@@ -72,7 +76,7 @@ class TileBudget:
 
     def candidates(self, layout: Layout) -> Tensor:
         found = layout.available
-        return found if self.exact_total else torch.ones_like(found)
+        return found if self.is_exact else torch.ones_like(found)
 
     def allocate(self, tokens: VisualTokens, image: int) -> tuple[int, ...]:
         layout = tokens.layouts[image]
