@@ -156,6 +156,16 @@ def padded(rows: list[Tensor]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def right(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is padded on the left, padded on the right."""
+    mask = inputs["attention_mask"]
+    order = mask.argsort(dim=1, descending=True, stable=True)
+    return {
+        k: v.gather(1, order) if isinstance(v, Tensor) and v.shape == mask.shape else v
+        for k, v in inputs.items()
+    }
+
+
 def pixels(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=rng(seed))
 

@@ -14,7 +14,7 @@ from polytok.core.errors import PolytokError
 from polytok.reducers.vlm import Plan, Prefill, StaticExit
 from polytok.reducers.vlm.cut import Cutter, cut, spread
 from polytok.reducers.vlm.hosts.base import cache_name
-from reducers.vlm.models import DECODER, FAMILIES, IMAGE, batch, build, single
+from reducers.vlm.models import DECODER, FAMILIES, IMAGE, batch, build, padded, right, single
 from reducers.vlm.reference import errors, generated, going_on, masked_logits
 
 KERNELS = ["sdpa", "eager"]
@@ -294,3 +294,37 @@ def test_fewer_tokens_first_and_none_later(kernel: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(same.logits, plain.logits, strict=True))
     with pytest.raises(PolytokError, match="keep=0 is neither a number of tokens per prompt"):
         polytok.vlm("fastv", keep=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_token_is_no_padding(family: str, kernel: str) -> None:
+    model, inputs = build(family, kernel), right(inputs_of(family, True))
+    plan = polytok.vlm("fastv", layer=1, keep=0.3) | polytok.vlm("fastv", layer=2, keep=0.5)
+    with plan.applied(model), torch.no_grad():
+        both = model(**inputs).logits
+        for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+            alone = model(**single(family, row)).logits[0, -1]
+            torch.testing.assert_close(both[row, length - 1], alone, atol=1e-4, rtol=0)
+
+
+def test_a_prompt_without_a_picture_has_no_exit() -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    inputs |= padded([inputs["input_ids"][0], torch.arange(3, 9)])
+    with polytok.vlm("dyvte", layer=1).applied(model) as run, torch.no_grad():
+        model(**inputs)
+    assert run.exit_layers == (1, None)
+
+
+def test_choices_that_change_from_step_to_step_need_a_cache() -> None:
+    from polytok.systems.vlm.dyvte import DyVTEGates
+
+    model, inputs = build("llava"), single("llava", 0)
+    plans = [polytok.vlm("fastv", layer=1), polytok.vlm("dyvte", gates=DyVTEGates.like(model, 4))]
+    static = polytok.vlm("dyvte", layer=1)
+    for plan in (*plans, static | plans[0]):
+        with plan.applied(model), pytest.raises(PolytokError, match="choose anew at every step"):
+            generated(model, inputs, use_cache=False)
+    with (static | polytok.vlm("dyvte", layer=2)).applied(model):
+        anew = generated(model, inputs, use_cache=False)
+        assert torch.equal(anew.sequences, generated(model, inputs).sequences)

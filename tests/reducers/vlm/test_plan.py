@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import warnings
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import polytok
 from polytok.core.errors import ConfigError, PolytokError, SignalError, UnknownNameError
 from polytok.reducers import versions
-from polytok.reducers.vlm import Plan
+from polytok.reducers.vlm import Contrast, Plan
 from polytok.reducers.vlm.hosts import host_of, release
 from polytok.reducers.vlm.hosts.base import cache_name
 from reducers.models import IS_NEWER
@@ -275,14 +277,13 @@ def test_models_that_do_not_fit_are_refused() -> None:
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     model, inputs = build("llava"), single("llava", 0)
-    from transformers import DynamicCache
-
+    filled = model(**inputs)[cache_name(model)]
     with polytok.vlm("fastervlm", keep=2, positions="keep").applied(model):
         for options, words in (
             ({"assistant_model": model}, "assisted decoding"),
             ({"use_cache": False}, "positions='keep' needs a cache"),
             ({"prefill_chunk_size": 8}, "fastervlm needs the whole prompt"),
-            ({cache_name(model): DynamicCache()}, "goes on with a cache"),
+            ({cache_name(model): filled}, "goes on with a cache"),
         ):
             with pytest.raises(ConfigError, match=words):
                 model.generate(**inputs, max_new_tokens=2, **options)
@@ -379,3 +380,76 @@ def test_what_processors_return_is_taken_as_it_is(family: str) -> None:
     with method.applied(model):
         found = model.generate(**BatchFeature(inputs), max_new_tokens=2)
     assert found.shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+PLANS = {
+    "visual": lambda: polytok.vlm("fastervlm", keep=2),
+    "inside": lambda: polytok.vlm("fastv", layer=1, keep=0.4),
+}
+
+
+@pytest.mark.parametrize("where", ["option", "config", "model", "model below config"])
+def test_lengths_mean_whole_prompts_wherever_they_are_set(where: str) -> None:
+    model, inputs = build("llava"), single("llava", 0)
+    length = inputs["input_ids"].shape[1]
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": list(range(1, 96))}
+    lengths = {"min_length": length + 5, "max_length": length + 9}
+    config = copy.deepcopy(model.generation_config)
+    if where == "option":
+        options |= lengths
+    elif where == "config":
+        options["generation_config"] = config
+        config.update(**lengths)
+    else:
+        model.generation_config.update(**lengths)
+        if where == "model below config":
+            options["generation_config"] = config
+    before = copy.deepcopy((config.to_dict(), model.generation_config.to_dict()))
+    # All tokens but one end the answer: it has the least length, unless only 0 is likely.
+    plain = model.generate(**inputs, **options).shape
+    with PLANS["visual"]().applied(model):
+        assert model.generate(**inputs, **options).shape == plain == (1, length + 6)
+    assert (config.to_dict(), model.generation_config.to_dict()) == before
+
+
+def test_an_empty_cache_may_be_given() -> None:
+    from transformers import DynamicCache
+
+    model, inputs = build("llava"), single("llava", 0)
+    contrast = Contrast(negative=polytok.vlm("random", keep=1).visual)
+    for plan in (*(make() for make in PLANS.values()), Plan(name="contrast", decode=contrast)):
+        with plan.applied(model):
+            usual = generated(model, inputs)
+            given = generated(model, inputs, use_cache=True, **{cache_name(model): DynamicCache()})
+        assert torch.equal(usual.sequences, given.sequences)
+
+
+@pytest.mark.parametrize("stage", PLANS)
+def test_copies_of_a_model_with_a_plan_are_refused(stage: str) -> None:
+    model = build("llava")
+    with PLANS[stage]().applied(model):
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(ConfigError, match="would drive the original; copy or pickle it"):
+                copied(model)
+            if stage == "inside":
+                with pytest.raises(ConfigError, match="would drive the original"):
+                    copied(model.model.language_model)
+    twin = copy.deepcopy(model)
+    assert twin.generate.__self__ is twin
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_projector_and_tower(family: str) -> None:
+    model, inputs = build(family), single(family, 0)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    with polytok.vlm("fastervlm", keep=4, row=row_of(family)).applied(model):
+        model(**inputs, labels=labels).loss.backward()
+    host = host_of(model)
+    tower = {id(p) for p in host.tower(model).module.parameters()}
+    trained = [p for p in model.parameters() if p.grad is not None and bool(p.grad.any())]
+    outside = [n for n, _ in model.named_parameters() if "projector" in n or "merger" in n]
+    assert any(id(p) in tower for p in trained)
+    named = dict(model.named_parameters())
+    assert outside and all(any(named[n] is p for p in trained) for n in outside)
+    with polytok.vlm("fastervlm", keep=4, row=row_of(family)).applied(model):
+        assert model.generate(**inputs, max_new_tokens=2).shape[1] > 2

@@ -20,6 +20,8 @@ from polytok.reducers.vlm.budgets import check_keep
 from polytok.reducers.vlm.hosts.base import core_of
 from polytok.reducers.vlm.tap import Recorder, Tap, recording
 
+CACHES = ("cache", "past_key_values")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prefill:
@@ -144,6 +146,13 @@ class Several:
         return torch.stack(masks).all(0) if masks else None
 
 
+def is_static(rule: CutRule) -> bool:
+    """Whether a rule decides the same when a step without a cache runs the prompt again."""
+    if isinstance(rule, Several):
+        return all(map(is_static, rule.rules))
+    return isinstance(rule, StaticExit)
+
+
 def check_layer(layer: int, model: Any) -> None:
     """Refuse a layer that the language model does not have.
 
@@ -183,6 +192,9 @@ class Cutter:
         # Per layer of the last prompt, (B,): tokens that it sees, and those of images among them.
         self.lengths: list[tuple[Tensor, Tensor]] = []
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ConfigError(copied(self.language_model))
+
     def install(self) -> None:
         if taps := self.rule.taps():
             record = recording(self.language_model, self.layers, taps)
@@ -209,6 +221,9 @@ class Cutter:
         if self.prompt is None:
             return self._decode_options(i, hidden, cache, options)
         seen = self.prompt.seen
+        if self.recorder is not None:
+            index = torch.arange(seen.shape[1], device=seen.device)
+            self.recorder.last = (seen * index).amax(1)
         self.lengths.append((seen.sum(1), (seen & self.prompt.take(self.prompt.image)).sum(1)))
         if self.prompt.order is None:
             return None
@@ -219,6 +234,7 @@ class Cutter:
         self.prompt = None
         if self.recorder is not None:
             self.recorder.rows.clear()
+            self.recorder.last = None
         if cache is not None and cache.get_seq_length() > 0:
             self.record = self.records.get(cache) or _Record(0)
             return
@@ -344,8 +360,15 @@ def _hide(mask: Tensor, seen: Tensor) -> Tensor:
 
 def cache_of(options: Mapping[str, Any]) -> Any:
     """The cache among the options of a model or layer, by the name of any release."""
-    found = options.get("cache")
-    return options.get("past_key_values") if found is None else found
+    return next((options[name] for name in CACHES if options.get(name) is not None), None)
+
+
+def copied(model: Any) -> str:
+    """Why a copy of a model with a plan is refused."""
+    return (
+        f"a copy of a {type(model).__name__} that has a plan would drive the original; copy or "
+        "pickle it before the plan is applied, or after it is removed"
+    )
 
 
 def check_cache(cache: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from inspect import signature
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polytok.core.errors import ConfigError, SignalError
-from polytok.reducers.vlm.cut import Cutter, cache_of
+from polytok.reducers.vlm.cut import CACHES, Cutter, cache_of, copied, is_static
 from polytok.reducers.vlm.hosts.release import Rewrite, release_of
 from polytok.reducers.vlm.reduction import untouched
 from polytok.reducers.vlm.report import Report, with_layers
@@ -60,12 +61,12 @@ class Run:
 
     @property
     def exit_layers(self) -> tuple[int | None, ...]:
-        """Per row of the last prompt, the layer after which its image had left; None: it stayed."""
+        """Per row of the last prompt, the layer after which its image left; None: none did."""
         if self.cutter is None or not self.cutter.lengths:
             return ()
         images = torch.stack([image for _, image in self.cutter.lengths], 1) > 0
         seen = images.sum(1).tolist()  # layers that saw the image: the first so many
-        return tuple(None if n == images.shape[1] else n - 1 for n in seen)
+        return tuple(None if n in (0, images.shape[1]) else n - 1 for n in seen)
 
     def remove(self) -> None:
         """Leave the model as it was.
@@ -83,14 +84,15 @@ class Run:
     def generate(self, original: Callable[..., Any], options: dict[str, Any]) -> Any:
         """What ``model.generate(**options)`` does under the plan."""
         self._check_generation(options)
-        prepared = self._reduced(options)
+        with torch.no_grad():  # as in generate itself
+            prepared = self._reduced(options)
         if self.plan.decode is not None:
             processors = [*(prepared.get("logits_processor") or [])]
             processors.append(self.plan.decode.processor(self.model, _inputs(self.model, options)))
             prepared["logits_processor"] = processors
         prepared, rewrite = self._release.split(self.model, prepared)
         whole, short = options["input_ids"], prepared["input_ids"]
-        _shift_lengths(prepared, whole.shape[1] - short.shape[1])
+        _shift_lengths(prepared, self.model.generation_config, whole.shape[1] - short.shape[1])
         setting = _setting(self.model, options)
         _check_copies(
             prepared, max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
@@ -102,15 +104,24 @@ class Run:
             self._is_generating, self._rewrite = False, None
         return _with_prompt(found, whole, short.shape[1])
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ConfigError(copied(self.model))
+
     def _check_generation(self, options: Mapping[str, Any]) -> None:
         if options.get("input_ids") is None:
             raise SignalError("a plan needs input_ids, as the processor returns them")
-        if cache_of(options) is not None:
+        if _holds_tokens(cache_of(options)):
             raise ConfigError(
                 "a prompt that goes on with a cache cannot be shortened; pass the whole "
                 "conversation without a cache"
             )
         setting = _setting(self.model, options)
+        inside = self.plan.inside
+        if setting("use_cache") is False and inside is not None and not is_static(inside):
+            raise ConfigError(
+                f"without a cache {self.plan.name} would choose anew at every step; leave "
+                "use_cache on, or use a plan before the language model or dyvte with layer="
+            )
         if options.get("assistant_model") is not None or setting("prompt_lookup_num_tokens"):
             raise ConfigError("assisted decoding does not know shortened prompts; leave it out")
         if setting("prefill_chunk_size"):
@@ -173,8 +184,16 @@ class Run:
 
 
 def _inputs(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the model itself takes."""
-    return {k: v for k, v in options.items() if k in signature(model.forward).parameters}
+    """The options that the model itself takes, but how it runs."""
+    taken = signature(model.forward).parameters.keys() - {*CACHES, "use_cache", "logits_to_keep"}
+    return {k: v for k, v in options.items() if k in taken}
+
+
+def _holds_tokens(cache: Any) -> bool:
+    """Whether a prompt would go on from a cache; an empty one is no more than a wish for a kind."""
+    return cache is not None and (
+        not hasattr(cache, "get_seq_length") or int(cache.get_seq_length()) > 0
+    )
 
 
 def _setting(model: Any, options: Mapping[str, Any]) -> Callable[[str], Any]:
@@ -188,17 +207,27 @@ def _setting(model: Any, options: Mapping[str, Any]) -> Callable[[str], Any]:
     return look
 
 
-def _shift_lengths(options: dict[str, Any], dropped: int) -> None:
-    """Lengths that count the prompt mean the whole one."""
+def _shift_lengths(options: dict[str, Any], usual: Any, dropped: int) -> None:
+    """Lengths that count the prompt mean the whole one, wherever they were set."""
+    given = copy.deepcopy(options.get("generation_config"))
+    if given is not None:
+        options["generation_config"] = given
     for name in ("max_length", "min_length"):
-        if options.get(name) is not None:
-            options[name] -= dropped
-    config = options.get("generation_config")
-    # The default, a number in some releases, counts new tokens.
-    if config is not None and config.max_length != type(config)().max_length:
-        config = type(config).from_dict(config.to_dict())
-        config.max_length -= dropped
-        options["generation_config"] = config
+        places = (options.get(name), _length(given, name), _length(usual, name))
+        found = next((n for n in places if n is not None), None)
+        if found is None:
+            continue
+        # A configuration and a number beside it are warned of: only where the caller gave both.
+        if given is None or options.get(name) is not None:
+            options[name] = found - dropped
+        else:
+            setattr(given, name, found - dropped)
+
+
+def _length(config: Any, name: str) -> int | None:
+    """A length that was set; the default, a number in some releases, counts new tokens."""
+    found: int | None = getattr(config, name, None)
+    return None if config is None or found == getattr(type(config)(), name) else found
 
 
 def _check_copies(prepared: Mapping[str, Any], copies: int) -> None:

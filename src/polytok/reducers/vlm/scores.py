@@ -86,7 +86,11 @@ class FeatureNorm:
 
 @dataclass(frozen=True)
 class RandomScore:
-    """Scores drawn anew for every image of a batch, the same in every call."""
+    """Scores drawn anew for every image of a batch, the same in every call.
+
+    Those of an image depend on its place in the batch: seeds of its own would give all images of
+    a size the same.
+    """
 
     seed: int = 0
 

@@ -41,11 +41,15 @@ class Tap:
 
 @dataclass(eq=False)
 class Recorder:
-    """Collects the rows of some taps while a tower runs: ``rows[tap]``, a list of (B, H, n)."""
+    """Collects the rows of some taps while a tower runs: ``rows[tap]``, a list of (B, H, n).
+
+    ``last`` (B,) is where the last token of each sample stands; None: at the end.
+    """
 
     taps: tuple[Tap, ...]
     layer_of: dict[int, int]
     rows: dict[Tap, list[Tensor]] = field(default_factory=dict)
+    last: Tensor | None = None
 
     def see(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scale: float
@@ -53,7 +57,8 @@ class Recorder:
         layer = self.layer_of.get(id(module))
         for tap in self.taps:
             if tap.layer == layer:
-                self.rows.setdefault(tap, []).append(attention_row(tap, query, key, mask, scale))
+                row = attention_row(tap, query, key, mask, scale, self.last)
+                self.rows.setdefault(tap, []).append(row)
 
 
 class _Local(threading.local):
@@ -70,10 +75,12 @@ def attention_row(
     key: Tensor,
     mask: Tensor | None,
     scale: float,
+    last: Tensor | None = None,
 ) -> Tensor:
     """One row of softmax(query key^T * scale + mask): (B, heads, m) in float32.
 
-    Queries (B, H, n, d), keys (B, G, m, d); takes O(m d) for ``cls`` and ``last``.
+    Queries (B, H, n, d), keys (B, G, m, d); takes O(m d) for ``cls`` and ``last``. The last query
+    of each sample is its ``last`` (B,), where padding follows it.
     """
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     if tap.heads == "merged":
@@ -83,9 +90,11 @@ def attention_row(
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
     count = query.shape[2]
     if tap.row != "received":
-        at = slice(0, 1) if tap.row == "cls" else slice(count - 1, count)
-        bias = None if mask is None else mask[:, :, at]
-        return attention_rows(query[:, :, at], key, scale, bias)[:, :, 0]
+        at = torch.zeros_like(query[:, :1, :1, :1], dtype=torch.long)
+        if tap.row == "last":
+            at = at + (count - 1 if last is None else last.view(-1, 1, 1, 1))
+        bias = None if mask is None else mask.take_along_dim(at, 2)
+        return attention_rows(query.take_along_dim(at, 2), key, scale, bias)[:, :, 0]
     total = query.new_zeros(key.shape[:3], dtype=torch.float32)
     for start in range(0, count, CHUNK):
         some = slice(start, start + CHUNK)
