@@ -89,6 +89,7 @@ def test_bad_meshes(
         ["prepare", ".", "out", "--pictures", "emojis"],
         ["prepare", ".", "out", "--pictures", "photos", "--size", "0"],
         ["train", "nowhere.toml", "--run", "run"],
+        ["demo", "-o", "out", "--model", "one-d-piece-tiny"],
         ["frobnicate"],
         [],
     ],

@@ -20,6 +20,8 @@ from polytok.systems import api
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from polytok.systems.shape.codec import ShapeCodec
+
 Row = dict[str, Any]
 Cell = tuple[str, "Image"]
 MAX_BYTES = 512
@@ -32,13 +34,14 @@ def run_demo(output: Path, *, model: str, effort: int, seed: int, force: bool) -
     """Write meshes, codes and demo.png into ``output``; returns a row per shape and variant.
 
     Raises:
-        PolytokError: ``output`` is a file, or it holds anything and ``force`` is false.
+        PolytokError: ``output`` is a file, or it holds anything and ``force`` is false, or
+            ``model`` is no tokenizer of shapes.
     """
     if output.is_file():
         raise PolytokError(f"{output} is a file, not a folder")
     if not force and output.is_dir() and any(output.iterdir()):
         raise PolytokError(f"{output} is not empty; use --force to replace its files")
-    codec = api.load(model)
+    codec = api.load_codec(model, modality="shape")
     rows: list[Row] = []
     pictures: list[list[Cell]] = []
     shapes = sorted((Path(str(files("polytok.data"))) / "assets" / "shapes").glob("*.glb"))
@@ -98,7 +101,7 @@ def _draco(row: _Row, mesh: trimesh.Trimesh) -> None:
         row.add("Draco", fit.mesh, len(fit.data), encode=seconds)
 
 
-def _polytok(row: _Row, codec: Any, effort: int, seed: int) -> None:
+def _polytok(row: _Row, codec: ShapeCodec, effort: int, seed: int) -> None:
     start = time.perf_counter()
     codes = codec.encode(row.mesh, effort=effort, seed=seed)
     spent: float | None = time.perf_counter() - start
