@@ -201,8 +201,54 @@ def test_pictures_choose_the_default_model_of_images(
     assert kinds.of_inputs(None, [str(tmp_path / "a.zip")])[1] == str(image_model)
     # A texture beside a mesh makes no folder of pictures.
     (tmp_path / "chair.obj").write_text("")
-    for inputs in ([str(tmp_path)], ["chair.glb"], [str(photo), "chair.glb"]):
+    for inputs in ([str(tmp_path)], ["chair.glb"], [str(tmp_path / "*")], ["nowhere"]):
         assert kinds.of_inputs(None, inputs)[1] == "the model of shapes"
+
+
+def test_pictures_of_any_name_are_told_by_their_first_bytes(
+    image_model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kinds.DEFAULT_MODELS, "image", str(image_model))
+    monkeypatch.setitem(kinds.DEFAULT_MODELS, "shape", "the model of shapes")
+    for name in ("bare", "shot.PHOTO", "a.b"):
+        odd = tmp_path / "odd" / name
+        odd.parent.mkdir(exist_ok=True)
+        odd.write_bytes(photo.read_bytes())
+        assert run("encode", odd, "-o", tmp_path / "a.ptk", "--force") == 0
+        assert run("encode", photo, odd, "-o", tmp_path / "both", "--force") == 0
+        assert kinds.of_files(photo, odd).NOUN == "image"
+    assert kinds.of_inputs(None, [str(tmp_path / "odd" / "*")])[1] == str(image_model)
+    # What is neither has no say, and fails alone.
+    (tmp_path / "notes").write_text("v 0 0 0")
+    arguments = ("-o", tmp_path / "more", "--force")
+    assert run("encode", tmp_path / "notes", odd, *arguments) == 2
+    assert [p.name for p in (tmp_path / "more").iterdir()] == ["a.ptk"]
+
+
+def test_pictures_among_meshes_are_named(
+    photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    bare.write_bytes(photo.read_bytes())
+    for inputs in ((photo, "chair.glb"), ("a.obj", "b.ply", bare), (bare, "none", "chair.glb")):
+        assert run("encode", *inputs, "-o", tmp_path / "out") == 2
+        message = one_error(capfd)
+        assert f"{photo if photo in inputs else bare} is a picture and " in message
+        assert message.endswith(f"{'a.obj' if 'a.obj' in inputs else 'chair.glb'} is not")
+
+
+@pytest.mark.parametrize("target", ["z.png", "z.jpg", "z.glb", "folder"])
+def test_a_code_that_cannot_be_read_is_blamed_before_its_result(
+    target: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in (("zero.ptk", b""), ("text.ptk", b"no code at all"), ("none.ptk", None)):
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        assert run("decode", tmp_path / name, "-o", tmp_path / target) == 2
+        message = one_error(capfd)
+        assert "extension" not in message and ("No such file" in message) == (data is None)
+    assert run("decode", tmp_path / "zero.ptk", "-o", tmp_path / "z.gif") == 2
+    assert "known: .glb, .obj, .ply, .stl, .jpeg, .jpg, .png, .webp" in one_error(capfd)
 
 
 def test_a_cut_file_decodes_only_when_asked(
@@ -297,6 +343,34 @@ def test_evaluate_scores_every_picture(
     assert {"psnr", "ssim", "bytes", "bits_per_pixel"} <= report["summary"].keys()
     shown = capfd.readouterr()
     assert "2 of 3 images" in shown.out and "c.png" in shown.err
+
+
+def test_evaluate_goes_on_after_a_picture_that_does_not_fit(
+    image_model: Path, photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "all", tmp_path / "scores.json"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(photo.read_bytes())
+    # Two tiles of the first picture, four of the second.
+    Image.open(photo).resize((32, 32)).save(folder / "b.png")
+    pair = (folder / "a.png", folder / "b.png")
+    whole = api.load_codec(image_model, modality="image")
+    metas = [whole.encode(path, tiles=2).meta for path in pair]
+    least = [bitstream.sizes(whole.spec, {k: v[0].numpy() for k, v in m.items()})[0] for m in metas]
+    assert least[0] < least[1]
+    arguments = ("--model", image_model, "--tiles", 2, "--prefixes", "-o", out, "--force")
+    assert run("evaluate", folder, *arguments, "--bytes", least[0]) == 2
+    report = json.loads(out.read_text())
+    assert [r["image"] for r in report["rows"]] == ["a.png"]
+    assert [f["image"] for f in report["failures"]] == ["b.png"]
+    assert "smallest possible size" in report["failures"][0]["reason"]
+    # Where both fit, the square keeps fewer tokens of its four tiles.
+    assert run("evaluate", folder, *arguments, "--bytes", 30) == 0
+    report = json.loads(out.read_text())
+    long, short = (max(int(k.split("_")[1]) for k in r if "fix_" in k) for r in report["rows"])
+    assert short < long
+    assert f"prefix_{short}_psnr" in report["summary"]
+    assert f"prefix_{long}_psnr" not in report["summary"]
 
 
 def test_the_commands_of_the_page_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from polytok.cli import show
 from polytok.cli.kinds import Kind, Row
-from polytok.core.errors import PolytokError, SignalError, one_line
+from polytok.core.errors import PolytokError, one_line
 from polytok.core.files import opened_folder
 from polytok.metrics import bootstrap_mean
 from polytok.systems.codec import Codec
@@ -28,6 +29,7 @@ def evaluate(
     """Encode and decode every signal and score it.
 
     Files that cannot be read have no truth to score against: they are listed as failures only.
+    Scores of a prefix are summed up if all rows have one of that length.
 
     Returns:
         rows per signal, means with 95% bootstrap intervals, failures, conventions.
@@ -51,15 +53,14 @@ def evaluate(
                 continue
             try:
                 scores: Row | None = kind.score(codec, truth, seed=seed, **options)
-            except SignalError as error:
+            except PolytokError as error:
+                # One picture that does not fit into so many bytes says nothing about the others.
                 failures.append({kind.NOUN: name, "reason": one_line(error)})
                 scores = kind.failed(truth, seed=seed)
             if scores is not None:
                 rows.append({kind.NOUN: name, **scores})
     if not rows:
         raise PolytokError(f"{source}: no {kind.NOUN} can be used; {failures[0]['reason']}")
-    numbers = (k for r in rows for k, v in r.items() if isinstance(v, (int, float)))
-    keys = [k for k in dict.fromkeys(numbers) if k not in kind.FACTS]
     return {
         "model": codec.name,
         "weights": codec.weights,
@@ -68,11 +69,22 @@ def evaluate(
         "seed": seed,
         f"{kind.NOUN}s": len(files),
         "encoded": len(files) - len(failures),
-        "summary": {k: _interval([r[k] for r in rows if k in r], seed) for k in keys},
+        "summary": {
+            k: _interval([r[k] for r in rows if k in r], seed)
+            for k in _summed(rows)
+            if k not in kind.FACTS
+        },
         "conventions": kind.conventions(),
         "failures": failures,
         "rows": rows,
     }
+
+
+def _summed(rows: list[Row]) -> list[str]:
+    """The numbers of rows, without those of prefixes that only the longer codes have."""
+    numbers = [k for r in rows for k, v in r.items() if isinstance(v, (int, float))]
+    counts = Counter(numbers)
+    return [k for k in counts if not k.startswith("prefix_") or counts[k] == len(rows)]
 
 
 def _interval(values: list[float], seed: int) -> dict[str, float]:

@@ -6,9 +6,11 @@ none of them: one pulls in what reads its signals.
 
 from __future__ import annotations
 
+import glob
 import inspect
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -105,13 +107,14 @@ def of_inputs(model: str | None, inputs: list[str]) -> tuple[Kind, str]:
     """The kind of a model, and its name; without one, the kind of the inputs and its default.
 
     Raises:
-        PolytokError: there is no such model, or it is no tokenizer.
+        PolytokError: there is no such model, or it is no tokenizer, or without one some inputs are
+            pictures and some are meshes.
     """
     if model is not None:
         from polytok.systems import api
 
         return of_modality(api.system_of(model, kind="tokenizer").modality), model
-    modality = "image" if inputs and all(map(_holds_pictures, inputs)) else "shape"
+    modality = _shared({text: _modality_of(text) for text in inputs})
     return of_modality(modality), DEFAULT_MODELS[modality]
 
 
@@ -119,25 +122,29 @@ def of_files(*paths: Path) -> Kind:
     """The kind of files that belong together.
 
     Raises:
-        PolytokError: some are pictures and some are not.
+        PolytokError: some are pictures and some are meshes.
     """
-    are_pictures = {path: _is_picture(path.name) for path in paths}
-    if len(set(are_pictures.values())) > 1:
-        picture = next(p for p, is_picture in are_pictures.items() if is_picture)
-        other = next(p for p, is_picture in are_pictures.items() if not is_picture)
-        raise PolytokError(f"{picture} is a picture and {other} is not")
-    return of_modality("image" if all(are_pictures.values()) else "shape")
+    return of_modality(_shared({str(path): _of_file(path) for path in paths}))
 
 
-def of_code(path: Path) -> Kind:
-    """The kind of a ``.ptk`` file; shapes if it cannot be read, which whoever reads it will say."""
+@dataclass(frozen=True)
+class Unread:
+    """What may become of a file that cannot be read: anything, so that reading it says why."""
+
+    SUFFIX: str
+    WRITABLE: tuple[str, ...]
+
+
+def of_code(path: Path) -> Kind | Unread:
+    """The kind of a ``.ptk`` file, or what stands in for it if it cannot be read."""
     from polytok import bitstream
     from polytok.systems import api
 
     try:
         return of_modality(bitstream.read_header(api.read_code(path)).modality)
     except (PolytokError, OSError):
-        return of_modality("shape")
+        known = [of_modality(modality) for modality in MODULES]
+        return Unread(known[0].SUFFIX, tuple(s for kind in known for s in kind.WRITABLE))
 
 
 class Opened:
@@ -187,28 +194,53 @@ def options(kind: Kind | Drawing, function: Callable[..., Any], **given: Any) ->
     return chosen
 
 
-def _holds_pictures(text: str) -> bool:
-    """Whether an input, a file, pattern, folder or zip, is a picture or has such and no mesh."""
+def _shared(modalities: dict[str, str | None]) -> str:
+    """The modality of inputs, by what is known of each; shapes where nothing is known.
+
+    Raises:
+        PolytokError: some are pictures and some are meshes.
+    """
+    first = {modality: text for text, modality in reversed(modalities.items()) if modality}
+    if len(first) > 1:
+        raise PolytokError(f"{first['image']} is a picture and {first['shape']} is not")
+    return next(iter(first), "shape")
+
+
+def _modality_of(text: str) -> str | None:
+    """What an input, a file, pattern, folder or zip, is or holds, if its names or content say."""
     path = Path(text)
     if path.is_dir():
-        return _are_pictures(p.name for p in path.rglob("*"))
+        return _of_names(p.name for p in path.rglob("*"))
     if path.suffix.lower() == ".zip" and path.is_file():
         try:
             with zipfile.ZipFile(path) as archive:
-                return _are_pictures(archive.namelist())
+                return _of_names(archive.namelist())
         except (OSError, zipfile.BadZipFile):
-            return False
-    return _is_picture(text)
+            return None
+    if glob.has_magic(text) and not path.exists() and _of_names([text]) is None:
+        return _joint([_of_file(Path(p)) for p in glob.glob(text, recursive=True)])  # noqa: PTH207
+    return _of_file(path)
 
 
-def _are_pictures(names: Iterable[str]) -> bool:
-    from polytok.signals.mesh import EXTENSIONS
-
-    found = [Path(name).suffix.lower() for name in names]
-    return not any(s in EXTENSIONS for s in found) and any(_is_picture(s) for s in found)
+def _of_names(names: Iterable[str]) -> str | None:
+    """What a folder of these names holds."""
+    return _joint([_of_suffix(Path(name)) for name in names])
 
 
-def _is_picture(name: str) -> bool:
-    from polytok.signals.image import EXTENSIONS
+def _joint(modalities: Sequence[str | None]) -> str | None:
+    """Meshes if there is one: pictures beside it are its textures."""
+    return next((known for known in MODULES if known in modalities), None)
 
-    return name.lower().endswith(EXTENSIONS)
+
+def _of_file(path: Path) -> str | None:
+    """What a file is by its extension, or by its first bytes where that is none of ours."""
+    from polytok.signals.image.io import is_image
+
+    return _of_suffix(path) or ("image" if path.is_file() and is_image(path) else None)
+
+
+def _of_suffix(path: Path) -> str | None:
+    from polytok.signals import image, mesh
+
+    known = {"shape": mesh.EXTENSIONS, "image": image.EXTENSIONS}
+    return next((name for name, found in known.items() if path.suffix.lower() in found), None)

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 
 from polytok.core.errors import PolytokError, SignalError
 from polytok.signals.image import from_array, plain, read, write
+from polytok.signals.image.io import is_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -217,6 +218,19 @@ def test_what_pillow_warns_of_below_the_limit_is_no_matter(tmp_path: Path) -> No
     (tmp_path / "a.png").write_bytes(png_header(9_500, 10_000))
     with pytest.raises(SignalError, match="truncated"):
         read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "webp", "tiff", "bmp", "ppm", "avif"])
+def test_the_first_bytes_tell_an_image(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(encoded(kind))
+    assert is_image(path)
+    path.write_bytes(png_header(60_000, 60_000))
+    assert is_image(path), "too large, but an image"
+    for data in (b"", b"v 0 0 0", b"solid a", b"glTF\x02\0\0\0", b"ply\n", b"PTK1" * 9, b"\0" * 99):
+        path.write_bytes(data)
+        assert not is_image(path), data
+    assert not is_image(tmp_path) and not is_image(tmp_path / "none")
 
 
 def noted(path: Path) -> tuple[Image.Image, list[str]]:

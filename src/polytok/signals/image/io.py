@@ -91,6 +91,20 @@ def read(path: str | os.PathLike[str], *, note: Note | None = None) -> Image.Ima
     return picture
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image of a format that :func:`read` knows."""
+    try:
+        with warnings.catch_warnings(), Path(path).open("rb") as file:
+            warnings.simplefilter("ignore")
+            with _opened(file):
+                return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        # What the first bytes of files that are something else make decoders raise, varies.
+        return False
+
+
 def plain(image: Image.Image, *, note: Note | None = None) -> Image.Image:
     """Turn an image of any mode upright and into 8-bit sRGB, ``RGB`` or ``RGBA`` if it has alpha.
 
