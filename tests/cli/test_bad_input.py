@@ -107,6 +107,19 @@ def test_bad_arguments(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu:x", "cuda:99", "mkldnn", "gpu", ""])
+def test_devices_that_cannot_compute(
+    device: str, model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.ptk"
+    options = ["--model", str(model), "--device", device]
+    assert run(["encode", str(box), "-o", str(out), *options]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: device {device!r} is not"), lines
+    assert "known: cpu" in lines[0]
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("fault", ["magic", "version", "weights", "crc", "cut", "longer"])
 def test_bad_codes(
     fault: str, model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

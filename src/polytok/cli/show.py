@@ -33,7 +33,7 @@ def ready(device: str, threads: int | None) -> str:
     """Set the number of CPU threads and return the device.
 
     Raises:
-        PolytokError: torch does not have the device.
+        PolytokError: it is neither cpu nor an accelerator that is here.
     """
     import torch
 
@@ -41,10 +41,16 @@ def ready(device: str, threads: int | None) -> str:
 
     if threads is not None:
         torch.set_num_threads(threads)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    known = ["cpu", *([found.type] if found else [])]
+    refusal = PolytokError(f"device {device!r} is not to be had here; known: {', '.join(known)}")
+    # Torch has tensors on more devices, such as meta, where they hold no values.
+    if device.partition(":")[0] not in known:
+        raise refusal
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PolytokError(f"device {device!r} is not to be had here") from error
+    except RuntimeError as error:
+        raise refusal from error
     return device
 
 
