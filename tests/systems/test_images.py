@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from contracts.cases import CASES, SMALL_PRESETS, Case
 from polytok.core.contracts import StepContext
-from polytok.core.errors import SignalError
+from polytok.core.errors import PolytokError, SignalError
 from polytok.core.seeding import torch_rng
 from polytok.systems.images import SLACK, images_of
 
@@ -73,3 +75,15 @@ def test_every_tokenizer_of_images_refuses_them(case: Case) -> None:
             model.encode(changed)
         with pytest.raises(SignalError, match=message):
             model(changed, StepContext(rng=torch_rng(0)))
+
+
+@pytest.mark.parametrize("case", TOKENIZERS, ids=lambda case: case.name)
+@torch.no_grad()
+def test_every_tokenizer_of_images_refuses_ids_that_it_does_not_have(case: Case) -> None:
+    model = case.build()
+    codes, most = model.encode(case.batch(2)), model.spec.levels[0].vocab - 1
+    for wrong in (-1, most + 1):
+        ids = codes.indices[0].clone()
+        ids[1, 2] = wrong
+        with pytest.raises(PolytokError, match=rf"{wrong} .*not within 0\.\.{most}"):
+            model.decode(replace(codes, indices=(ids,)))

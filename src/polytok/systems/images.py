@@ -16,8 +16,15 @@ from torch._subclasses import FakeTensor
 from polytok.bottlenecks import VectorQuantizer
 from polytok.core import hub
 from polytok.core.config import from_dict, to_dict
-from polytok.core.contracts import Batch, BottleneckOutput, Stage, Tokenizer
-from polytok.core.errors import ConfigError, SignalError
+from polytok.core.contracts import (
+    Batch,
+    BottleneckOutput,
+    Codes,
+    Stage,
+    Tokenizer,
+    TokenizerSpec,
+)
+from polytok.core.errors import ConfigError, PolytokError, SignalError
 from polytok.core.files import write_text
 from polytok.core.seeding import torch_rng
 from polytok.data.images import LabelledImages, read_labelled
@@ -66,6 +73,22 @@ def _check_values(image: Tensor, allowed: tuple[float, float]) -> None:
             f"images have values from {low:g} to {high:g}; they must lie within "
             f"[{least:g}, {most:g}]"
         )
+
+
+def check_ids(codes: Codes, spec: TokenizerSpec) -> None:
+    """Refuse ids that a tokenizer does not have, before they are looked up.
+
+    Raises:
+        PolytokError: there are other levels than the spec's, or ids outside a vocabulary.
+    """
+    if len(codes.indices) != len(spec.levels):
+        raise PolytokError(f"codes of {len(codes.indices)} levels, not {len(spec.levels)}")
+    for ids, level in zip(codes.indices, spec.levels, strict=True):
+        if not _has_values(ids):
+            continue
+        low, high = torch.stack(ids.aminmax()).tolist()
+        if low < 0 or high >= level.vocab:
+            raise PolytokError(f"ids from {low} to {high} are not within 0..{level.vocab - 1}")
 
 
 def _has_values(tensor: Tensor) -> bool:

@@ -205,13 +205,25 @@ def test_every_kind_of_signal_gives_the_code_of_its_pixels(
         (torch.linspace(0, 255, 48).view(3, 4, 4), "from 0 to 255"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "not uint8"),
         (torch.zeros(2, 3, 4, 4), r"not float32 \(2, 3, 4, 4\)"),
+        (torch.full((3, 4, 4), 2.0, dtype=torch.bfloat16), "from 2 to 2"),
+        (np.zeros((3, 4, 4), np.float32), r"a tensor of floats \(3, H, W\), not ndarray"),
+        ([np.zeros((3, 4, 4))], "not ndarray"),
+        (b"bytes of a file", "not bytes"),
+        (None, "not NoneType"),
+        ([3], "not int"),
     ],
 )
 def test_the_range_of_values_is_not_guessed(
-    codec: ImageCodec, values: torch.Tensor, message: str
+    codec: ImageCodec, values: object, message: str
 ) -> None:
     with pytest.raises(SignalError, match=message):
-        codec.encode(values)
+        codec.encode(values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_float_are_taken(codec: ImageCodec, dtype: torch.dtype) -> None:
+    values = torch.tensor([0.0, 0.25, 0.5, 1.0]).repeat_interleave(4).expand(3, 16, 16)
+    assert same(codec.encode(values.to(dtype)), codec.encode(values))
 
 
 def test_what_is_lost_is_said(codec: ImageCodec, tmp_path: Path) -> None:
@@ -309,3 +321,14 @@ def test_codes_that_are_of_no_picture_are_refused(codec: ImageCodec) -> None:
     ):
         with pytest.raises(PolytokError, match=message):
             codec.decode(bad)
+
+
+def test_ids_outside_the_vocabulary_are_refused(codec: ImageCodec) -> None:
+    codes = codec.encode(blocks(4, 4))
+    for wrong in (-1, 125):
+        ids = codes.indices[0].clone()
+        ids[0, 3] = wrong
+        with pytest.raises(PolytokError, match=r"ids from .* are not within 0\.\.124"):
+            codec.decode(replace(codes, indices=(ids,)))
+    with pytest.raises(PolytokError, match="codes of 2 levels, not 1"):
+        codec.decode(replace(codes, indices=codes.indices * 2))

@@ -21,7 +21,7 @@ from polytok.core.contracts import (
     TokenizerSpec,
 )
 from polytok.metrics import psnr
-from polytok.systems.images import images_of, scalars, start_codebook, unquantized
+from polytok.systems.images import check_ids, images_of, scalars, start_codebook, unquantized
 
 
 class GridTokenizer(Tokenizer):
@@ -78,7 +78,12 @@ class GridTokenizer(Tokenizer):
     def decode(
         self, codes: Codes, *, cond: Batch | None = None, rng: torch.Generator | None = None
     ) -> Batch:
-        """The image (B, 3, H, W) in [0, 1]."""
+        """The image (B, 3, H, W) in [0, 1].
+
+        Raises:
+            PolytokError: ids are outside the vocabulary.
+        """
+        check_ids(codes, self.spec)
         return {"image": self._picture(self.bottleneck.embed(codes.indices)).clamp(0, 1)}
 
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from polytok import bitstream
 from polytok.core.contracts import Codes, Tokenizer, TokenizerSpec
-from polytok.core.errors import ConfigError, PolytokError
+from polytok.core.errors import ConfigError, PolytokError, SignalError
 from polytok.signals import image as images
 from polytok.systems.codec import Codec
+from polytok.systems.images import check_ids
 
 Signal = Image.Image | Tensor | str | PathLike[str]
 MAX_SIDE = 4096  # of a decoded picture, unless another size is asked for
@@ -105,11 +106,7 @@ class ImageCodec(Codec):
         bitstream.tile_grid(1, 1, tiles)  # refuses what is out of range before anything is read
         if tokens is not None:
             self._check_tokens(tokens, self.num_tokens)
-        items = (
-            [signals]
-            if isinstance(signals, (Image.Image, Tensor, str, PathLike))
-            else list(signals)
-        )
+        items = [signals] if _is_one(signals) else list(signals)
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
         parts = [self._encode_one(self.read(i, background, note=note), tiles) for i in items]
@@ -131,12 +128,15 @@ class ImageCodec(Codec):
             size: pixels of the longest side; default that of the original, at most 4096.
 
         Raises:
-            PolytokError: an argument is out of range.
+            PolytokError: an argument is out of range, or codes are not those of pictures, or have
+                ids outside the vocabulary.
         """
         if size is not None and not 1 <= size <= LARGEST_SIDE:
             raise PolytokError(f"size={size} is not within 1..{LARGEST_SIDE}")
         if tokens is not None:
             codes = self.prefix(codes, tokens)
+        if codes.indices:
+            check_ids(codes, self.spec)
         return [self._decode_one(codes[item], size) for item in range(len(codes))]
 
     def prefix(self, codes: Codes, tokens: int) -> Codes:
@@ -158,11 +158,18 @@ class ImageCodec(Codec):
     ) -> Image.Image:
         """The ``RGB`` picture that is encoded; see :meth:`encode`."""
         if isinstance(signal, Tensor):
-            return images.from_array(signal.detach().cpu().numpy())
+            # Arrays know no bfloat16; whole numbers stay what they are, and are refused.
+            values = signal.float() if signal.is_floating_point() else signal
+            return images.from_array(values.detach().cpu().numpy())
         if isinstance(signal, Image.Image):
             picture = images.plain(signal, note=note)
-        else:
+        elif isinstance(signal, (str, PathLike)):
             picture = images.read(signal, note=note)
+        else:
+            raise SignalError(
+                "a picture is a path, an image of Pillow or a tensor of floats (3, H, W), not "
+                f"{type(signal).__name__}"
+            )
         return images.flat(picture, background, note=note)
 
     @torch.inference_mode()
@@ -198,6 +205,12 @@ class ImageCodec(Codec):
             raise PolytokError(
                 f"tokens={tokens}: {self.name} decodes whole codes of {present} only"
             )
+
+
+def _is_one(signals: object) -> bool:
+    """Whether it is one signal, right or wrong, and not several of them."""
+    one = (Image.Image, Tensor, str, PathLike, bytes, bytearray, np.ndarray)
+    return isinstance(signals, one) or not isinstance(signals, Iterable)
 
 
 def _num_tiles(codes: Codes) -> int:

@@ -34,7 +34,7 @@ from polytok.networks.encoders import LatentQueryEncoder
 from polytok.systems.classics.maskgit_vqgan import MaskGITVQGAN
 from polytok.systems.classics.vqgan import VQGAN
 from polytok.systems.image.titok.config import TiTokConfig, TowerConfig
-from polytok.systems.images import images_of, scalars, start_codebook, unquantized
+from polytok.systems.images import check_ids, images_of, scalars, start_codebook, unquantized
 
 # Of token counts: units of one, and the tokens of all places that count beside those of a place.
 COUNT_UNITS, SHARED_TOKENS = 16, 256
@@ -180,8 +180,9 @@ class TiTok(Tokenizer):
 
         Raises:
             PolytokError: there are more tokens than the model has, or fewer and it has learnt
-                whole codes only.
+                whole codes only, or ids are outside its vocabulary.
         """
+        check_ids(codes, self.spec)
         latents = codes.latents
         if latents is None:
             latents = self.bottleneck.embed(codes.indices)
