@@ -17,6 +17,7 @@ from polytok.bottlenecks.codebook import (
     nearest,
     sum_over_ranks,
 )
+from polytok.core.errors import PolytokError
 
 # Up to 64, a multiple of 64, and one that is none: each takes another way.
 SIZES = (33, 100, 128)
@@ -130,6 +131,11 @@ def test_kmeans_with_fewer_points_than_centres(count: int) -> None:
     # Every point has a centre close to it.
     reach = (points[:, None] - centres).norm(dim=-1).amin(1)
     assert float(reach.max()) < 0.2
+
+
+def test_kmeans_of_nothing_is_refused() -> None:
+    with pytest.raises(PolytokError, match="20 codes cannot start from no vector"):
+        kmeans(torch.zeros(0, 4), 20, rng=torch.Generator().manual_seed(0))
 
 
 def test_kmeans_leaves_no_centre_empty_where_points_are_many() -> None:

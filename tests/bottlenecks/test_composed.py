@@ -144,6 +144,21 @@ def test_losses_of_dropped_items_are_zero() -> None:
         torch.testing.assert_close(dropped.losses[name], loss / LEVELS)
 
 
+def test_losses_of_a_level_count_by_the_share_of_the_items_that_it_ran_on() -> None:
+    quantizer, z = residual(dropout=0.5).train(), tokens(60)
+    out = quantizer(z, rng=rng())
+    kept = torch.stack([(ids >= 0).all(1) for ids in out.indices])
+    assert 10 < int(kept[-1].sum()) < int(kept[1].sum()) < 60
+    rest, wanted = z, torch.zeros(())
+    for level, those in zip(quantizer.levels, kept, strict=True):
+        codes = level.codes[torch.cdist(rest, level.codes).argmin(-1)].detach()
+        # A mean over the items, of which those that dropped the level have 0.
+        each = (rest - codes).square().mean((1, 2))
+        wanted = wanted + (each * those).mean() / LEVELS
+        rest = rest - codes
+    torch.testing.assert_close(out.losses["vq/commit"], wanted)
+
+
 def test_nothing_is_dropped_in_eval_or_without_a_generator() -> None:
     quantizer, z = residual(dropout=1.0, depths=(1,)), tokens()
     for out in (quantizer.eval()(z, rng=rng()), quantizer.train()(z)):

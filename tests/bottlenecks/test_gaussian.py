@@ -65,6 +65,23 @@ def test_equal_seeds_give_equal_samples_and_given_noise_wins(gaussian: GaussianB
     assert torch.equal(with_both, gaussian(z, noise=noise).latents)
 
 
+def test_noise_is_drawn_where_the_generator_is(
+    gaussian: GaussianBottleneck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+    draw = torch.randn
+
+    def watched(*shape: object, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+        asked.append(device)
+        return draw(*shape, device=device, generator=generator)
+
+    monkeypatch.setattr(torch, "randn", watched)
+    generator = torch.Generator().manual_seed(0)
+    gaussian.to("meta")
+    out = gaussian(torch.empty(2, 3, 8, device="meta"), rng=generator)
+    assert asked == [generator.device] and out.latents.device.type == "meta"
+
+
 def test_gradient_reaches_both_heads_through_the_sample(gaussian: GaussianBottleneck) -> None:
     z = torch.randn(2, 3, 8, requires_grad=True)
     gaussian(z, noise=torch.randn(2, 3, 5)).latents.square().sum().backward()

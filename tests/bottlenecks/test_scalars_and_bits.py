@@ -75,6 +75,61 @@ def test_bounded_values_are_rounded_to_the_nearest_and_stay(form: str) -> None:
     assert torch.equal(again.indices[0], out.indices[0])
 
 
+def published(z: float, levels: int, form: str) -> float:
+    """One channel, in numbers: 2309.15505, appendix A.1, and 2411.19842, equation 7."""
+    if form == "symmetric":
+        steps = levels - 1
+        return 2 * math.floor(steps * (math.tanh(z) + 1) / 2 + 0.5) / steps - 1
+    half = (levels - 1) * 1.001 / 2
+    offset = 0.0 if levels % 2 else 0.5
+    shift = math.atanh(offset / half)
+    return round(math.tanh(z + shift) * half - offset) / (levels // 2)
+
+
+@pytest.mark.parametrize("levels", [3, 4, 5, 8, 1000])
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_values_are_those_of_the_papers(form: str, levels: int) -> None:
+    z = torch.cat([torch.linspace(-9, 9, 1801), torch.linspace(-1, 1, 777)]).double()
+    found = FiniteScalarQuantizer((levels,), form=form)(z.view(1, -1, 1)).latents.flatten()  # type: ignore[arg-type]
+    wanted = torch.tensor([published(v, levels, form) for v in z.tolist()])
+    # At edges between levels fp32 may fall to the other side.
+    apart = (found - wanted).abs() > 1e-6
+    assert float(apart.float().mean()) < (0.01 if levels < 1000 else 0.05)
+    assert float((found - wanted).abs().max()) <= 2 / (levels - 1) + 1e-5
+    if form == "shifted":
+        # Zero is a value of its own: the shift brings it to the middle of its level.
+        assert not float(found[900])
+
+
+@torch.no_grad()
+def test_the_margin_reaches_the_outermost_levels() -> None:
+    for levels in (3, 5, 8, 999, 1000):
+        quantizer = FiniteScalarQuantizer((levels,))
+        ends = quantizer(torch.tensor([[[-20.0], [20.0]]])).indices[0]
+        assert ends.tolist() == [[0, levels - 1]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_latents_enter_again_through_atanh_alone(form: str) -> None:
+    quantizer = FiniteScalarQuantizer((8, 5), form=form)  # type: ignore[arg-type]
+    codes = quantizer.codes[None]
+    assert not torch.equal(quantizer(codes).indices[0], torch.arange(40)[None])
+    shift, gain, offset, _, centre, unit = quantizer.constants
+    middle = codes * unit + centre - offset + (form == "symmetric") * 0.5
+    entered = torch.atanh((middle / gain).clamp(-1 + 1e-6, 1 - 1e-6)) - shift
+    assert torch.equal(quantizer(entered).indices[0], torch.arange(40)[None])
+
+
+def test_there_is_no_second_gradient_to_be_wrong() -> None:
+    z = torch.randn(1, 4, 2, requires_grad=True)
+    out = FiniteScalarQuantizer((8, 5))(z).latents.square().sum()
+    (first,) = torch.autograd.grad(out, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_is_that_of_the_bounded_value(form: str) -> None:
     quantizer = FiniteScalarQuantizer((8, 5, 4), form=form)  # type: ignore[arg-type]

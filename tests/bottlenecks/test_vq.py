@@ -194,9 +194,10 @@ def test_a_started_gumbel_quantizer_takes_the_nearest_code(
 # Running means.
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
 @torch.no_grad()
-def test_ema_equals_a_loop_over_codes() -> None:
-    quantizer = EMAQuantizer(SIZE, DIM, decay=0.9)
+def test_ema_equals_a_loop_over_codes(eps: float) -> None:
+    quantizer = EMAQuantizer(SIZE, DIM, decay=0.9, eps=eps)
     codes = quantizer.codes.double().tolist()
     counts, sums = [1.0] * SIZE, [list(row) for row in codes]
     for _ in range(6):
@@ -210,7 +211,7 @@ def test_ema_equals_a_loop_over_codes() -> None:
             sums[k] = [0.9 * sums[k][c] + 0.1 * sum(row[c] for row in mine) for c in range(DIM)]
         total = sum(counts)
         for k in range(SIZE):
-            smooth = (counts[k] + 1e-5) / (total + SIZE * 1e-5) * total
+            smooth = (counts[k] + eps) / (total + SIZE * eps) * total
             codes[k] = [value / smooth for value in sums[k]]
         quantizer.update(out)
         torch.testing.assert_close(

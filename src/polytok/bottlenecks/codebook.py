@@ -167,8 +167,13 @@ def kmeans(
 
     Returns:
         (count, d) centres; when n < count, some rows repeat with a little jitter.
+
+    Raises:
+        PolytokError: there is no vector.
     """
     n = vectors.shape[0]
+    if not n:
+        raise PolytokError(f"{count} codes cannot start from no vector at all")
     if n < count:
         order = torch.randperm(n, generator=rng)
         centres = vectors[order[torch.arange(count) % n]].clone()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from polytok.bottlenecks.codebook import check_levels, code_stats, lookup
 from polytok.core.contracts import Bottleneck, BottleneckOutput
@@ -30,6 +31,9 @@ class FiniteScalarQuantizer(Bottleneck):
     A channel's digit is the rounded stretch of tanh(z), its value lies in [-1, 1], and the id is
     the sum of the digits times the product of the levels before. There is no loss and nothing is
     learnt; gradient passes the rounding as if it were not there, and tanh as it is.
+
+    Latents are not inputs: tanh bends what comes in, so a latent that is quantized again may get
+    another id. It keeps its own if it enters as atanh of its stretch, less the shift.
 
     Args:
         levels: L per channel: 8, 5, 5, 5 gives 1000 codes. form: see the module.
@@ -133,6 +137,7 @@ class _Round(torch.autograd.Function):
         return rounded.div_(unit), ids
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         bent, slope = ctx.saved_tensors
         return (1 - bent.square()).mul_(slope).mul_(grad), None, None, None, None

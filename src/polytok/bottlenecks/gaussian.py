@@ -37,7 +37,7 @@ class GaussianBottleneck(Bottleneck):
         """Sample with ``noise`` (B, N, d) if given, else with noise from ``rng``, else the mean."""
         mean, log_variance = self.moments(z)
         if noise is None and rng is not None:
-            noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+            noise = torch.randn(mean.shape, generator=rng, device=rng.device).to(mean.device)
         sigma = (0.5 * log_variance).exp()
         latents = mean if noise is None else mean + sigma * noise
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
