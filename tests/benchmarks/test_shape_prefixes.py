@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import trimesh
 from torch import Tensor
+
+from polytok.signals.mesh import Frame
+
+STRETCH = np.array([1.0, 2.0, 4.0])
 
 
 class Balls:
@@ -17,11 +23,17 @@ class Balls:
 
     def encode(self, signal: trimesh.Trimesh, *, effort: int, seed: int) -> SimpleNamespace:
         assert effort == 0
+        self.normalised = Frame.of(signal)
         return SimpleNamespace(prefix=lambda *, levels: levels)
+
+    def frame(self, codes: SimpleNamespace) -> Frame:
+        # Of a code that is stretched: what field() is asked about lies in this frame.
+        return Frame(self.normalised.centre, self.normalised.scale, STRETCH)
 
     def field(self, levels: int) -> object:
         def logits(points: Tensor) -> Tensor:
-            return 0.98 * levels / 3 - points.norm(dim=-1)
+            plain = points / torch.from_numpy(STRETCH).float()
+            return 0.98 * levels / 3 - plain.norm(dim=-1)
 
         return logits
 
