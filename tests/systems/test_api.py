@@ -111,7 +111,7 @@ def test_a_hub_repository_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPat
         ({"format_version": 99}, WeightsError, "format 99"),
         ({"system": None}, WeightsError, "config.json"),
         ({"config": {"dimm": 64}}, UnknownNameError, "did you mean 'dim'"),
-        ({"config": {"slots": [1, 4]}}, WeightsError, "does not fit"),
+        ({"config": {"slots": [1, 4]}}, WeightsError, "missing"),
     ],
 )
 def test_wrong_configurations(
