@@ -133,15 +133,18 @@ def test_the_content_tells_the_format(tmp_path: Path) -> None:
     assert pixels(read(tmp_path / "a.jpg"))[0] == RED
 
 
-def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
-    """An RGB PNG of the given rows, each of which begins with a byte of zero."""
+def png(
+    width: int, height: int, bits: int, rows: bytes, *, kind: int = 2, clear: bytes = b""
+) -> bytes:
+    """A PNG of the given rows, each of which begins with a byte of zero; kind 2 is RGB, 0 grey."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    start = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    data = chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    start = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    start = chunk(b"IHDR", start) + (chunk(b"tRNS", clear) if clear else b"")
+    data = start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
 
@@ -326,6 +329,42 @@ def test_dropped_tags_bits_and_frames_are_said(tmp_path: Path) -> None:
     for name in ("a.gif", "a.webp", "a.tiff"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         assert noted(tmp_path / name)[1] == ["of several frames the first is read"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_that_is_turned_is_said(orientation: int, tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.tiff", exif=exif)
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    found, notes = noted(tmp_path / "a.tiff")
+    assert np.array_equal(np.asarray(found), np.asarray(read(tmp_path / "a.png")))
+    turned = "it is turned upright as its EXIF orientation says; EXIF is dropped"
+    assert notes == ([turned] if orientation > 1 else [])
+
+
+def test_a_transparent_grey_of_16_bits_stays_transparent(tmp_path: Path) -> None:
+    rows = b"\0" + struct.pack(">3H", 300, 301, 65535)
+    (tmp_path / "a.png").write_bytes(png(3, 1, 16, rows, kind=0, clear=struct.pack(">H", 300)))
+    found, notes = noted(tmp_path / "a.png")
+    assert pixels(found) == [(1, 1, 1, 0), (1, 1, 1, 255), (*WHITE, 255)]
+    assert notes == ["its values are rounded to 8 bits"]
+
+
+def test_clipped_and_rounded_whole_numbers_are_said(tmp_path: Path) -> None:
+    rounded = "its values are rounded to 8 bits"
+    row([-5, 99999], "I").save(tmp_path / "a.tiff")
+    clipped = "its values from -5 to 99999 are clipped to 0..65535"
+    assert noted(tmp_path / "a.tiff")[1] == [rounded, clipped]
+    row([0, 65535], "I").save(tmp_path / "a.tiff")
+    assert noted(tmp_path / "a.tiff")[1] == [rounded]
+    for most, wanted in ((65535, [rounded]), (255, []), (100, [])):
+        body = bytes(6 if most > 255 else 3)
+        (tmp_path / "a.ppm").write_bytes(b"P6 1 1 %d\n" % most + body)
+        assert noted(tmp_path / "a.ppm")[1] == wanted, most
+    (tmp_path / "a.ppm").write_bytes(b"P3 1 1 1000\n1 2 999\n")
+    assert noted(tmp_path / "a.ppm")[1] == [rounded]
 
 
 # Files of any size: what can be read at a fraction is, and the rest is refused.

@@ -127,16 +127,16 @@ def plain(image: Image.Image, *, note: Note | None = None) -> Image.Image:
         raise SignalError(f"the image is {width} x {height}, more than {limit} megapixels")
     if _is_animated(image):
         tell("of several frames the first is read")
-    # Pillow itself rounds colours of 16 bits, as the names of its decoders' modes say.
-    is_deep = any(";16" in str(part[3]) for part in getattr(image, "tile", ()))
-    if is_deep or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep(image) or image.mode in ("I", "F") or image.mode.startswith("I;16"):
         tell("its values are rounded to 8 bits")
+    # Pillow turns a TIFF while it loads it, and forgets that it did.
+    orientation = _orientation(image) if image.format == "TIFF" else 1
     try:
         image.load()
     except Exception as error:
         raise SignalError(f"not a readable image ({one_line(error, 120)})") from error
     profile = image.info.get("icc_profile")
-    image = _eight_bits(_upright(image, tell))
+    image = _eight_bits(_upright(image, orientation, tell), tell)
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
     # One colour, or the palette's entries, can be declared transparent beside the pixels.
     has_alpha |= image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
@@ -266,13 +266,33 @@ def _is_animated(image: Image.Image) -> bool:
         return False
 
 
-def _upright(image: Image.Image, tell: Note) -> Image.Image:
-    has_exif = "exif" in image.info
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow itself rounds colours of 16 bits, as what its decoders are given says."""
+    for codec, _, _, args in getattr(image, "tile", ()):
+        if codec.startswith("ppm"):
+            if isinstance(args, tuple) and args[-1] > 255:
+                return True
+        elif ";16" in str(args):
+            return True
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(0x0112, 1)
-        turned = ImageOps.exif_transpose(image)
+        return int(image.getexif().get(0x0112, 1))
     except _DAMAGE:
         # Damaged tags say nothing about how the picture lies, and the picture itself is whole.
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int, tell: Note) -> Image.Image:
+    """Turn an image as its tags say, if loading it has not, by the orientation it had before."""
+    has_exif = "exif" in image.info
+    if orientation == 1:
+        orientation = _orientation(image)
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except _DAMAGE:
         orientation, turned = 1, image
     if orientation in range(2, 9):
         tell("it is turned upright as its EXIF orientation says; EXIF is dropped")
@@ -281,10 +301,17 @@ def _upright(image: Image.Image, tell: Note) -> Image.Image:
     return turned
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Bring whole numbers of more bits, and floats, to 0..255; other images stay as they are."""
+def _eight_bits(image: Image.Image, tell: Note) -> Image.Image:
+    """Bring whole numbers of more bits, and floats, to 0..255; other images stay as they are.
+
+    The one whole number that may be declared transparent becomes alpha.
+    """
+    clear = None
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image) / 257.0
+        whole, clear = np.asarray(image), image.info.get("transparency")
+        if whole.min() < 0 or whole.max() > 65535:
+            tell(f"its values from {whole.min()} to {whole.max()} are clipped to 0..65535")
+        values = whole / 257.0
     elif image.mode == "F":
         values = np.asarray(image, np.float64)
         low, high = float(values.min()), float(values.max())
@@ -293,7 +320,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         values = values * 255
     else:
         return image
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    grey = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if not isinstance(clear, int):
+        return grey
+    alpha = Image.fromarray(np.where(whole == clear, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, alpha))
 
 
 def _in_srgb(image: Image.Image, profile: bytes, has_alpha: bool, tell: Note) -> Image.Image:
