@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class ImageCodec(Codec):
         bitstream.tile_grid(1, 1, tiles)  # refuses what is out of range before anything is read
         if tokens is not None:
             self._check_tokens(tokens, self.num_tokens)
-        items = [signals] if _is_one(signals) else list(signals)
+        items = _listed(signals)
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
         parts = [self._encode_one(self.read(i, background, note=note), tiles) for i in items]
@@ -207,10 +208,11 @@ class ImageCodec(Codec):
             )
 
 
-def _is_one(signals: object) -> bool:
-    """Whether it is one signal, right or wrong, and not several of them."""
+def _listed(signals: Any) -> list[Signal]:
+    """Signals as a list, of one if it is one, right or wrong."""
     one = (Image.Image, Tensor, str, PathLike, bytes, bytearray, np.ndarray)
-    return isinstance(signals, one) or not isinstance(signals, Iterable)
+    is_one = isinstance(signals, one) or not isinstance(signals, Iterable)
+    return [signals] if is_one else list(signals)
 
 
 def _num_tiles(codes: Codes) -> int:
