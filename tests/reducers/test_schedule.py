@@ -97,6 +97,11 @@ def test_other_bad_schedules_are_refused() -> None:
         Schedule.removals((2, 3.0), range(3))
     with pytest.raises(ConfigError, match="integer >= 1"):
         Schedule.counts({0: 0})
+    with pytest.raises(ConfigError, match="count nan of layer 1 is not an integer"):
+        Rule(layer=1, unit="count", value=math.nan)
+    with pytest.raises(ConfigError, match=r"would remove 1 of the patches"):
+        Schedule.removals((0.5, 1.0), range(3))
+    assert Schedule.removals((0.5, 0.5), range(2)).resolve(100, 2) == (75, 19)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,8 @@ class Rule:
             raise ConfigError(f"keep {self.value} of layer {self.layer} is not within (0, 1]")
         if self.unit == "remove" and not 0 <= self.value < math.inf:
             raise ConfigError(f"r {self.value} of layer {self.layer} is below 0")
-        if self.unit == "count" and (self.value < 1 or self.value != int(self.value)):
+        is_whole = math.isfinite(self.value) and self.value == int(self.value)
+        if self.unit == "count" and not (is_whole and self.value >= 1):
             raise ConfigError(f"count {self.value} of layer {self.layer} is not an integer >= 1")
 
     def kept(self, patches: int, rounding: Rounding, least: int) -> int:
@@ -106,7 +108,10 @@ class Schedule:
         Args:
             prefix: prefix tokens that the counts include, as DiffRate's published lists do.
         """
-        taken = {layer: int(n) - prefix for layer, n in _spread(counts, ()).items()}
+        given: Any = counts
+        if isinstance(given, str) or not isinstance(given, (Mapping, Sequence)):
+            raise ConfigError(f"counts={counts!r} must be {{block: count}}, or a list per block")
+        taken = {layer: _number(n) - prefix for layer, n in _spread(counts, ()).items()}
         return cls(rules=_rules("count", taken), **options)
 
     def like(self, keep: Schedule | Keep) -> Schedule:
@@ -204,7 +209,7 @@ def _rules(unit: Unit, values: Mapping[int, float]) -> tuple[Rule, ...]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ConfigError(f"{value!r} in a schedule is not a number")
     return float(value)
 
@@ -223,4 +228,9 @@ def _sloped(r: Any, slope: Any, layers: list[int]) -> dict[int, float]:
         raise ConfigError(f"slope {slope} of r is not within [-1, 1]")
     last = max(len(layers) - 1, 1)
     exact = [_number(r) * (1 + slope * (2 * i / last - 1)) for i in range(len(layers))]
+    if 0 < r < 1 and (most := max(exact, default=0)) >= 1:
+        raise ConfigError(
+            f"r=({r}, {slope}) would remove {most:g} of the patches of a block, and a share is "
+            "below 1; use a smaller r or slope"
+        )
     return dict(zip(layers, exact if 0 < r < 1 else map(int, exact), strict=True))
