@@ -149,3 +149,15 @@ def test_the_best_pairs_merge() -> None:
     assert merge_halves(score, 1).group().tolist() == [[1, 2, 2, 0, 3]]
     # Back: of what is left, (3, 4) fits best.
     assert merge_halves(score, 1, 1).group().tolist() == [[1, 2, 2, 0, 0]]
+
+
+def test_autocast_rounds_no_map() -> None:
+    x = features().float()
+    maps = [merged(), merged(backend="onehot"), Mix(torch.rand(BATCH, 4, COUNT, generator=rng(5)))]
+    for chosen in maps:
+        size = torch.rand(BATCH, COUNT, generator=rng(6))
+        plain = chosen.apply(x), chosen.total(size)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = chosen.apply(x), chosen.total(size)
+        for one, other in zip(found, plain, strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other)

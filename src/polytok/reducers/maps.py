@@ -188,7 +188,7 @@ class Merge(TokenMap):
         """Sums over the sources of each new token, (B, n, C) -> (B, m, C)."""
         if self.backend == "onehot":
             new = torch.arange(self.count, device=x.device)
-            return (self.assign[:, None] == new[:, None]).to(x.dtype) @ x
+            return _product(self.assign[:, None] == new[:, None], x)
         empty = x.new_zeros(x.shape[0], self.count, x.shape[2])
         return empty.scatter_add(1, self.assign[..., None].expand_as(x), x)
 
@@ -208,11 +208,11 @@ class Mix(TokenMap):
         return self.weights.shape[1]
 
     def apply(self, x: Tensor) -> Tensor:
-        return self.weights.to(x.dtype) @ x
+        return _product(self.weights, x)
 
     def total(self, size: Tensor) -> Tensor:
         share = self.weights / self.weights.sum(1, keepdim=True)
-        return (share.to(size.dtype) @ size[..., None])[..., 0]
+        return _product(share, size[..., None])[..., 0]
 
     def group(self) -> Tensor:
         return self.weights.argmax(1)
@@ -261,6 +261,14 @@ class Chain(TokenMap):
 
     def behind(self, prefix: int) -> Chain:
         return Chain(self.first.behind(prefix), self.second.behind(prefix))
+
+
+def _product(a: Tensor, x: Tensor) -> Tensor:
+    """a @ x in the type of x, which autocast would round."""
+    if not torch.is_autocast_enabled(x.device.type):  # exporters know no other types anyway
+        return a.to(x.dtype) @ x
+    with torch.autocast(x.device.type, enabled=False):
+        return a.to(x.dtype) @ x
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
