@@ -10,6 +10,7 @@ from torch import nn
 
 import polytok
 from polytok.core.errors import PolytokError
+from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers.bench import bench, compare
 from polytok.reducers.cost import cost
 from polytok.reducers.families import FAMILIES
@@ -64,3 +65,30 @@ def test_bad_benchmarks_are_refused() -> None:
         bench(tiny_deit(), image(DEIT))
     with pytest.raises(PolytokError, match="rounds=0"):
         compare(Sleeper(0), Sleeper(0), torch.zeros(1), rounds=0)
+
+
+def test_models_that_return_maps_are_measured_and_keep_their_mode() -> None:
+    options = {"features_only": True, "out_indices": (1, 3), "img_size": 64}
+    small = {"embed_dim": 48, "depth": 4, "num_heads": 3}
+    model = import_hf("timm").create_model("deit_small_patch16_224", **options, **small).train()
+    model.model.blocks[2].eval()
+    polytok.reduce(model, "evit", keep={1: 0.5}, restore="grid")
+    report = bench(model, image(DEIT), rounds=1)
+    assert report.macs < report.plain_macs and -1 <= report.cosine < 1
+    assert model.training and not model.model.blocks[2].training and model.model.blocks[1].training
+
+
+def test_outputs_that_say_nothing_are_refused_and_the_mode_is_kept() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = tiny_deit()
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"scores": self.model(x)}
+
+    model = Wrapper().train()
+    polytok.reduce(model, "evit", keep={1: 0.5})
+    with pytest.raises(PolytokError, match="outputs of dict are unknown to bench"):
+        bench(model, image(DEIT), rounds=1)
+    assert all(m.training for m in model.modules())

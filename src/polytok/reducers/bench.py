@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytok.core.errors import ConfigError
+from polytok.core.errors import ConfigError, PolytokError
 from polytok.reducers.api import unreduce
 from polytok.reducers.cost import cost, counted_macs
 from polytok.reducers.reduction import reduction_of
@@ -68,11 +68,20 @@ def bench(model: nn.Module, images: Tensor, *, rounds: int = 30) -> BenchReport:
         images: (B, 3, H, W) one batch, used in every round.
 
     Raises:
-        PolytokError: nothing is applied. ConfigError: ``rounds`` is below 1.
+        PolytokError: nothing is applied, or the outputs are unknown. ConfigError: ``rounds`` is
+            below 1.
     """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return _measured(model.eval(), images, rounds)
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
+
+
+def _measured(model: nn.Module, images: Tensor, rounds: int) -> BenchReport:
     reduction = reduction_of(model)
     plain = unreduce(copy.deepcopy(model))
-    model, plain = model.eval(), plain.eval()
     found = cost(plain, images)
     with torch.inference_mode():
         first, second = (_output(m(images)).float() for m in (plain, model))
@@ -138,8 +147,17 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 def _output(out: Any) -> Tensor:
-    """Logits, or the class token of features: what a model's user looks at, (B, n)."""
+    """Logits, the class token of features, or the mean of the last map: (B, n)."""
+    if isinstance(out, list | tuple):
+        out = out[-1]
     if not isinstance(out, Tensor):
-        out = out.logits if "logits" in out else out.last_hidden_state
-    flat: Tensor = out if out.ndim == 2 else out[:, 0]
-    return flat
+        found = getattr(out, "logits", getattr(out, "last_hidden_state", None))
+        if not isinstance(found, Tensor):
+            raise PolytokError(
+                f"outputs of {type(out).__name__} are unknown to bench; models that return a "
+                "tensor, logits, a last hidden state or a list of maps work"
+            )
+        out = found
+    if out.ndim == 4:
+        return out.flatten(2).mean(2)
+    return out if out.ndim == 2 else out[:, 0]
