@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import polytok
 from polytok.core.errors import PolytokError
 from polytok.reducers import paused, trace
 from polytok.reducers.families import FAMILIES
-from reducers.models import GRID, image, tiny_deit
+from reducers.models import GRID, image, tiny_deit, tiny_hf
 
 DEIT = next(f for f in FAMILIES if f.name == "DeiT")
 N = GRID * GRID
@@ -69,3 +71,19 @@ def test_nothing_is_recorded_beyond_the_trace() -> None:
     with pytest.raises(TypeError):
         trace(model)
     assert polytok.reducers.reduction_of(model).recorders == []
+
+
+@pytest.mark.parametrize("size", [(64, 96), (32, 128), (96, 64)], ids=str)
+@pytest.mark.parametrize("make", [tiny_deit, tiny_hf], ids=["timm", "transformers"])
+def test_pictures_that_are_no_squares(make: Any, size: tuple[int, int]) -> None:
+    model = make(**({"dynamic_img_size": True} if make is tiny_deit else {}))
+    options = {} if make is tiny_deit else {"interpolate_pos_encoding": True}
+    polytok.reduce(model, "evit", keep={1: 0.5})
+    pixels = torch.ones(1, 3, *size)
+    found = trace(model, pixels, **options)
+    assert found.grid == (size[0] // 16, size[1] // 16)
+    shown = torch.tensor(np.asarray(found.picture(pixels)))[:, size[1] :, 0] == 255
+    patches = shown.view(found.grid[0], 16, found.grid[1], 16).float().mean((1, 3)).flatten()
+    assert torch.equal(patches.bool(), found.stages[0].survivors[0])
+    hooks = [m._forward_pre_hooks for m in model.modules() if m._forward_pre_hooks]
+    assert not hooks

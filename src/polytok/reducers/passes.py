@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from polytok.core.errors import PolytokError
 from polytok.reducers.maps import Merge, TokenMap
@@ -132,7 +133,8 @@ class Step:
         y = host.norm(block, x)
         v = host.value(block, y)
         assert isinstance(chosen, Merge)
-        out = merged_attention(attention, chosen).to(v.dtype) @ v
+        merged = merged_attention(attention, chosen).to(v.dtype)
+        out = dropout(merged, host.dropout(block)) @ v
         out = host.project(block, y, out.transpose(1, 2).flatten(2))
         return host.mlp(block, host.add_attention(block, x, out)), state
 

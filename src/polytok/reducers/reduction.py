@@ -53,16 +53,23 @@ class Reduction:
         return schedule.resolve(patches, depth, extra=self.reducer.extra, least=self.reducer.least)
 
 
+def find_core(model: nn.Module) -> Any:
+    """The vision transformer of a reduced model; None where nothing is applied."""
+    for module in model.modules():
+        if isinstance(module, Swapped) and "reduction" in module.__dict__:
+            return module
+    return None
+
+
 def core_of(model: nn.Module) -> Any:
     """The vision transformer of a reduced model.
 
     Raises:
         PolytokError: nothing is applied.
     """
-    for module in model.modules():
-        if isinstance(module, Swapped) and "reduction" in module.__dict__:
-            return module
-    raise PolytokError("the model is not reduced; call polytok.reduce(model) first")
+    if (core := find_core(model)) is None:
+        raise PolytokError("the model is not reduced; call polytok.reduce(model) first")
+    return core
 
 
 def reduction_of(model: nn.Module) -> Reduction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from polytok.core.errors import PolytokError
+from polytok.reducers.hosts.base import Host
 from polytok.reducers.passes import Pass
 from polytok.reducers.reduction import core_of
 
@@ -75,11 +77,16 @@ def trace(model: nn.Module, *inputs: Any, **named: Any) -> Trace:
         PolytokError: nothing is applied, or the reduction is paused.
     """
     core = core_of(model)
+    host: Host = core.reduction.host
     recorded: list[Pass] = []
+    sizes: list[tuple[int, int]] = []
     core.reduction.recorders.append(recorded)
+    see = partial(_see_size, sizes)
+    hook = host.patcher(core).register_forward_pre_hook(see, with_kwargs=True)
     try:
         model(*inputs, **named)
     finally:
+        hook.remove()
         core.reduction.recorders.remove(recorded)
     if not recorded:
         raise PolytokError("the reduction is paused, so there is nothing to trace")
@@ -94,13 +101,22 @@ def trace(model: nn.Module, *inputs: Any, **named: Any) -> Trace:
     return Trace(
         tokens=tuple(state.length for state in states),
         stages=tuple(stages),
-        grid=_grid(core.reduction.host.grid(core), first.num_patches),
+        grid=_grid(host.grid(core, sizes[-1] if sizes else None), first.num_patches),
     )
 
 
-def _grid(usual: tuple[int, int], patches: int) -> tuple[int, int]:
-    """The grid of so many patches: the usual one, else a square, else a row."""
-    if usual[0] * usual[1] == patches:
-        return usual
+def _see_size(
+    sizes: list[tuple[int, int]], patcher: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    """Note height and width of the images that are cut into patches."""
+    for value in (*args, *named.values()):
+        if isinstance(value, Tensor) and value.ndim == 4:
+            sizes.append((value.shape[2], value.shape[3]))
+
+
+def _grid(of_image: tuple[int, int], patches: int) -> tuple[int, int]:
+    """The grid of so many patches: that of the image, else a square, else a row."""
+    if of_image[0] * of_image[1] == patches:
+        return of_image
     side = round(patches**0.5)
     return (side, side) if side * side == patches else (1, patches)

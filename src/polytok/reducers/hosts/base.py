@@ -52,8 +52,12 @@ class Host(ABC):
         """Whether the first token is a class token."""
 
     @abstractmethod
-    def grid(self, core: nn.Module) -> tuple[int, int]:
-        """Rows and columns of patches at its usual image size."""
+    def patcher(self, core: nn.Module) -> nn.Module:
+        """The module that cuts images into patches."""
+
+    @abstractmethod
+    def grid(self, core: nn.Module, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Rows and columns of patches of images of a height and width, or of its usual ones."""
 
     @abstractmethod
     def image_size(self, core: nn.Module) -> tuple[int, int]:
@@ -89,6 +93,10 @@ class Host(ABC):
 
         ``bias`` is broadcastable to (B, H, n, n) and added to the logits.
         """
+
+    @abstractmethod
+    def dropout(self, block: nn.Module) -> float:
+        """How much of its attention a block drops now: 0 in eval mode."""
 
     @abstractmethod
     def project(self, block: nn.Module, y: Tensor, out: Tensor) -> Tensor:

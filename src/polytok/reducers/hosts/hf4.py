@@ -22,7 +22,7 @@ class HF4Host(HFHost):
     """Layers that take no arguments: the encoder runs their loop, and sizes need their parts."""
 
     projections = ("query", "key", "value")
-    dropout = "dropout_prob"
+    dropout_name = "dropout_prob"
 
     def attention(self, block: Any) -> Any:
         return block.attention.attention
@@ -31,8 +31,7 @@ class HF4Host(HFHost):
         core.encoder.__dict__.update(reduction=core.reduction, prefix=self.prefix(core))
         swap(core.encoder, ReducedEncoder)
         swap(core, ReducedHF4)
-        if root is not core and hasattr(root, "save_pretrained"):
-            swap(root, SavesReduction)
+        self.let_save(core, root)
 
     def blocks(self, core: Any) -> Sequence[nn.Module]:
         return list(core.encoder.layer)

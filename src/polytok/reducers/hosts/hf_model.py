@@ -13,7 +13,7 @@ from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers.hosts.base import Host, heads
 from polytok.reducers.passes import new_pass, refuse_mask
 from polytok.reducers.reducer import Reducer
-from polytok.reducers.reduction import Reduction
+from polytok.reducers.reduction import Reduction, find_core
 from polytok.reducers.saved import write_reduction
 from polytok.reducers.state import TokenState
 from polytok.reducers.swap import Swapped, swap
@@ -30,7 +30,7 @@ class HFHost(Host):
 
     library = "transformers"
     projections: ClassVar[tuple[str, str, str]] = ("q_proj", "k_proj", "v_proj")
-    dropout: ClassVar[str] = "attention_dropout"
+    dropout_name: ClassVar[str] = "attention_dropout"
 
     def attention(self, block: Any) -> Any:
         """The module that has the projections."""
@@ -67,7 +67,13 @@ class HFHost(Host):
 
     def install(self, core: nn.Module, root: nn.Module) -> None:
         swap(core, ReducedHF)
-        if root is not core and hasattr(root, "save_pretrained"):
+        self.let_save(core, root)
+
+    def let_save(self, core: nn.Module, root: nn.Module) -> None:
+        """Let what holds the model write the reduction when it is saved."""
+        # One that was taken away through an inner model leaves its mixin out here.
+        is_known = root is core or isinstance(root, SavesReduction)
+        if not is_known and hasattr(root, "save_pretrained"):
             swap(root, SavesReduction)
 
     def prefix(self, core: Any) -> int:
@@ -77,10 +83,14 @@ class HFHost(Host):
     def has_class_token(self, core: Any) -> bool:
         return getattr(core.embeddings, "cls_token", None) is not None
 
-    def grid(self, core: Any) -> tuple[int, int]:
-        patches = core.embeddings.patch_embeddings
-        size, patch = _pair(patches.image_size), _pair(patches.patch_size)
-        return size[0] // patch[0], size[1] // patch[1]
+    def patcher(self, core: Any) -> nn.Module:
+        module: nn.Module = core.embeddings.patch_embeddings
+        return module
+
+    def grid(self, core: Any, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        height, width = size or self.image_size(core)
+        patch = _pair(core.embeddings.patch_embeddings.patch_size)
+        return height // patch[0], width // patch[1]
 
     def image_size(self, core: Any) -> tuple[int, int]:
         return _pair(core.embeddings.patch_embeddings.image_size)
@@ -101,7 +111,7 @@ class HFHost(Host):
     def attend(self, block: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         attn = self.attention(block)
         bias = None if bias is None else bias.to(q.dtype)
-        drop = getattr(attn, self.dropout) if attn.training else 0.0
+        drop = self.dropout(block)
         kernel = attn.config._attn_implementation
         if kernel == "eager":
             logits = q @ k.transpose(-2, -1) * attn.scaling
@@ -110,6 +120,10 @@ class HFHost(Host):
             return (nn.functional.dropout(probs, drop) @ v).transpose(1, 2).flatten(2)
         out = ATTENTION[kernel](attn, q, k, v, bias, dropout=drop, scaling=attn.scaling)[0]
         return out.flatten(2)
+
+    def dropout(self, block: Any) -> float:
+        attn = self.attention(block)
+        return float(getattr(attn, self.dropout_name)) if attn.training else 0.0
 
     def project(self, block: Any, y: Tensor, out: Tensor) -> Tensor:
         return block.attention.o_proj(out)
@@ -129,12 +143,17 @@ class SavesReduction(Swapped):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write the plain model and ``reduction.json``; ``polytok.reducers.load`` reads both."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        write_reduction(self, save_directory)  # type: ignore[arg-type]
+        _write_if_reduced(self, save_directory)
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         # With push_to_hub=True, the plain method uploads what it wrote before it returns to ours.
-        write_reduction(self, working_dir)  # type: ignore[arg-type]
+        _write_if_reduced(self, working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
+
+
+def _write_if_reduced(model: Any, folder: Any) -> None:
+    if find_core(model) is not None:
+        write_reduction(model, folder)
 
 
 class ReducedHF(SavesReduction):

@@ -34,8 +34,17 @@ class TimmHost(Host):
     def has_class_token(self, core: Any) -> bool:
         return core.cls_token is not None
 
-    def grid(self, core: Any) -> tuple[int, int]:
-        rows, columns = core.patch_embed.grid_size
+    def patcher(self, core: Any) -> nn.Module:
+        module: nn.Module = core.patch_embed
+        return module
+
+    def grid(self, core: Any, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        patches = core.patch_embed
+        # Stems of other libraries know one size.
+        if size is None or not hasattr(patches, "dynamic_feat_size"):
+            rows, columns = patches.grid_size
+        else:
+            rows, columns = patches.dynamic_feat_size(size)
         return int(rows), int(columns)
 
     def image_size(self, core: Any) -> tuple[int, int]:
@@ -60,13 +69,16 @@ class TimmHost(Host):
         attn = block.attn
         bias = None if bias is None else bias.to(q.dtype)
         if attn.fused_attn:
-            drop = attn.attn_drop.p if attn.training else 0.0
+            drop = self.dropout(block)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
         else:
             logits = (q * attn.scale) @ k.transpose(-2, -1)
             logits = logits if bias is None else logits + bias
             out = attn.attn_drop(logits.softmax(-1)) @ v
         return out.transpose(1, 2).flatten(2)
+
+    def dropout(self, block: Any) -> float:
+        return float(block.attn.attn_drop.p) if block.attn.training else 0.0
 
     def project(self, block: Any, y: Tensor, out: Tensor) -> Tensor:
         attn = block.attn
