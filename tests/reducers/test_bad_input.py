@@ -14,6 +14,7 @@ from polytok.core.errors import PolytokError
 from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers import paused, trace, versions
 from polytok.reducers.families import FAMILIES
+from polytok.reducers.hosts import find_core
 from reducers.models import IS_NEWER, build, image, tiny_deit, tiny_hf
 
 DEIT = next(f for f in FAMILIES if f.name == "DeiT")
@@ -92,6 +93,18 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("wrong option", tiny_deit, {"fuse": 3}, "not of type bool"),
     ("restore", tiny_deit, {"restore": "all"}, "neither 'none' nor 'grid'"),
     ("lists", tiny_deit, {"method": "diffrate", "prune": (9,)}, "they go together"),
+    (
+        "lists too short",
+        tiny_deit,
+        {"method": "diffrate", "prune": (9, 9), "merge": (9, 9), "keep": 0.7},
+        "prune and merge have 2 counts and the model 4 blocks",
+    ),
+    ("lists too long", tiny_deit, {"method": "diffrate-deit-tiny-0.8"}, "12 counts and the model"),
+    ("NaN count", tiny_deit, {"counts": {1: float("nan")}}, "nan in a schedule is not a number"),
+    ("half a count", tiny_deit, {"counts": {1: 5.5}}, "count 5.5 of layer 1 is not an integer"),
+    ("one count", tiny_deit, {"counts": 5}, r"counts=5 must be \{block: count\}"),
+    ("steep", tiny_deit, {"method": "tome", "r": (0.6, 0.8)}, r"r=\(0.6, 0.8\) would remove 1.08"),
+    ("NaN tau", tiny_deit, {"method": "mctf", "tau": (1.0, float("nan"), 1.0)}, "three numbers"),
     ("schedule file", tiny_deit, {"schedule": "nowhere.json"}, "nowhere.json"),
     ("hooks", hooked, {}, "has a forward on its instance"),
     ("older layout", older_layout, {}, "elsewhere than in transformers 5 and 4.50"),
@@ -179,3 +192,20 @@ def test_other_versions_warn_once(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.simplefilter("error")
         polytok.reduce(tiny_deit(), "evit", keep=0.5)
     versions.warn_untested.cache_clear()
+
+
+@pytest.mark.parametrize("make", [tiny_deit, tiny_hf], ids=["timm", "transformers"])
+def test_a_swap_that_fails_is_undone(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    before = [(type(m), set(vars(m))) for m in model.modules()]
+    host = type(find_core(model)[1])
+    install = host.install
+
+    def failing(self: Any, core: nn.Module, root: nn.Module) -> None:
+        install(self, core, root)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "install", failing)
+    with pytest.raises(KeyboardInterrupt):
+        polytok.reduce(model, "evit", keep=0.5)
+    assert [(type(m), set(vars(m))) for m in model.modules()] == before

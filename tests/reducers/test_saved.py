@@ -153,3 +153,20 @@ def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reduction.json").write_text(stale)
     with pytest.raises(WeightsError, match="format 9"):
         polytok.reducers.load(tmp_path, tiny_deit())
+
+
+@torch.no_grad()
+def test_taken_away_through_the_inner_model(tmp_path: Path) -> None:
+    model, x = tiny_hf(), image(DEIT)
+    kinds = [type(m) for m in model.modules()]
+    plain = logits(model(x))
+    polytok.reduce(model, "evit", keep=0.5)
+    polytok.unreduce(model.vit)
+    assert torch.equal(logits(model(x)), plain)
+    model.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "reduction.json").exists()
+    polytok.reduce(model, "evit", keep=0.5)
+    model.save_pretrained(tmp_path / "reduced")
+    _check_loaded(tmp_path / "reduced", model)
+    polytok.unreduce(model)
+    assert [type(m) for m in model.modules()] == kinds

@@ -16,6 +16,7 @@ from polytok.reducers.methods import schedule_of
 from polytok.reducers.passes import ReducedBlock
 from polytok.reducers.reducer import Reducer
 from polytok.reducers.reduction import Reduction, reduction_of
+from polytok.reducers.reduction import find_core as find_reduced
 from polytok.reducers.schedule import Counts, Keep, Remove, Schedule
 from polytok.reducers.swap import Swapped, check_own_forward, swap, unswap
 from polytok.reducers.versions import warn_untested
@@ -61,6 +62,7 @@ def reduce(
     name, reducer = find_method(method, **options)
     host.check(core, model, reducer, restore)
     blocks = host.blocks(core)
+    reducer.check(len(blocks))
     planned = schedule_of(reducer, len(blocks), keep=keep, r=r, counts=counts, schedule=schedule)
     for module in (core, *blocks):
         check_own_forward(module)
@@ -73,11 +75,16 @@ def reduce(
     rows, columns = host.grid(core)
     reduction.resolve(rows * columns, len(blocks))
     warn_untested(host.library)
-    _set(core, "reduction", reduction)
-    for layer, block in enumerate(blocks):
-        _set(block, "reduction_layer", layer)
-        swap(block, ReducedBlock)
-    host.install(core, model)
+    try:
+        _set(core, "reduction", reduction)
+        for layer, block in enumerate(blocks):
+            _set(block, "reduction_layer", layer)
+            swap(block, ReducedBlock)
+        host.install(core, model)
+    except BaseException:
+        _unswap_all(model)
+        core.__dict__.pop("reduction", None)
+        raise
     return model
 
 
@@ -93,21 +100,27 @@ def unreduce(model: M) -> M:
         PolytokError: none is applied.
     """
     reduction_of(model)
+    _unswap_all(model)
+    return model
+
+
+def _unswap_all(model: nn.Module) -> None:
     for module in [m for m in model.modules() if isinstance(m, Swapped)]:
         unswap(module)
         for name in ("reduction", "reduction_layer", "prefix"):
             module.__dict__.pop(name, None)
-    return model
 
 
 @contextmanager
 def applied(model: M, method: str | Reducer = "evit", **options: Any) -> Iterator[M]:
     """Reduce a model while the context lasts; an exception leaves it as it was too."""
-    reduce(model, method, **options)
+    reduction = reduction_of(reduce(model, method, **options))
     try:
         yield model
     finally:
-        unreduce(model)
+        core = find_reduced(model)
+        if core is not None and core.reduction is reduction:
+            unreduce(model)
 
 
 @contextmanager

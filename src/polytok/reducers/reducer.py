@@ -30,6 +30,9 @@ class Reducer(ABC):
     def choose(self, state: TokenState, scores: Scores, keep: int) -> TokenMap:
         """The map that keeps ``keep`` of the patch tokens; prefix tokens are not its business."""
 
+    def check(self, depth: int) -> None:  # noqa: B027 - most fit any model
+        """Refuse a model of ``depth`` blocks that the options do not fit."""
+
     @property
     def where(self) -> Where:
         """Where it acts: before a block, between its attention and its MLP, or behind it."""

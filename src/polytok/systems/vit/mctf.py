@@ -8,6 +8,7 @@ two rates that should agree (:class:`MCTFTuning`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -54,7 +55,7 @@ class MCTF(Reducer):
     backend: Backend = "scatter"
 
     def __post_init__(self) -> None:
-        if len(self.tau) != 3 or min(self.tau) < 0:
+        if len(self.tau) != 3 or not all(0 <= tau < math.inf for tau in self.tau):
             raise ConfigError(f"tau={self.tau} must be three numbers >= 0")
         if self.queries is not None and (self.queries < 1 or self.ahead == "reuse"):
             raise ConfigError(

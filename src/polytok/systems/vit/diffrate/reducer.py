@@ -47,6 +47,13 @@ class DiffRate(Reducer):
         if min((*self.prune, *self.merge), default=2) < 2:
             raise ConfigError("counts include the class token, so each must be at least 2")
 
+    def check(self, depth: int) -> None:
+        if self.prune and len(self.prune) != depth:
+            raise ConfigError(
+                f"prune and merge have {len(self.prune)} counts and the model {depth} blocks; "
+                "give one for each block"
+            )
+
     def choose(self, state: TokenState, scores: Scores, keep: int) -> TokenMap:
         selected = Select(
             scores.class_row().topk(self._selected(state, keep)).indices, state.patches
