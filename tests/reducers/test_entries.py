@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from polytok.core.errors import PolytokError
 from polytok.networks.pretrained.optional import import_hf
 from polytok.reducers import Select, TokenMap, applied, paused, trace
 from polytok.reducers.families import FAMILIES, Family
-from polytok.reducers.reducer import Reducer
+from polytok.reducers.reducer import Reducer, Where
 from reducers.models import (
     DEPTH,
     GRID,
@@ -40,6 +41,27 @@ class Identity(Reducer):
     def choose(self, state: Any, scores: Any, keep: int) -> TokenMap:
         index = torch.arange(state.patches - 1, -1, -1).expand(len(scores.x), -1)
         return Select(index, state.patches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Still(Reducer):
+    """Takes blocks apart, and leaves every patch where it is."""
+
+    place: Where = "mid"
+
+    @property
+    def where(self) -> Where:
+        return self.place
+
+    def choose(self, state: Any, scores: Any, keep: int) -> TokenMap:
+        return Select(torch.arange(state.patches).expand(len(scores.x), -1), state.patches)
+
+
+class Gated(import_hf("timm.layers").Attention):
+    """timm's attention with the gate that no model of its own names yet."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, gated=True, **options)
 
 
 class First(Reducer):
@@ -268,3 +290,68 @@ def test_a_bound_forward_left_on_a_block_hides_nothing() -> None:
     assert torch.equal(model(x), reduced)
     polytok.unreduce(model)
     assert torch.equal(model(x), plain)
+
+
+DROPS = {
+    "timm": {f"{name}_rate": 0.3 for name in ("attn_drop", "proj_drop", "drop_path", "pos_drop")},
+    "transformers": {"attention_probs_dropout_prob": 0.3, "hidden_dropout_prob": 0.3},
+}
+
+
+def dropping(family: Family) -> nn.Module:
+    """A model in training that drops all it can."""
+    options = dict(DROPS[family.library])
+    if "Dinov2" in family.example:
+        options["drop_path_rate"] = 0.3
+    return build(family, **options).train()
+
+
+def still(model: nn.Module, place: Where) -> None:
+    """Reduce a model in name only."""
+    polytok.reduce(model, Still(place=place), counts={1: PATCHES, 2: PATCHES})
+    polytok.reducers.reduction_of(model).resolve = lambda *_: (PATCHES, *[PATCHES - 1] * 2, PATCHES)
+
+
+@pytest.mark.parametrize("is_fused", [True, False], ids=["sdpa", "eager"])
+@pytest.mark.parametrize("family", WORKING, ids=label)
+def test_training_drops_what_the_plain_model_drops(family: Family, is_fused: bool) -> None:
+    model, x = dropping(family), image(family)
+    if family.library == "transformers":
+        model.set_attn_implementation("sdpa" if is_fused else "eager")
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = is_fused
+
+    def out() -> torch.Tensor:
+        torch.manual_seed(5)
+        return logits(model(x))
+
+    plain = out()
+    assert not torch.equal(plain, logits(model(x)))
+    for place in ("mid", "input", "output"):
+        still(model, place)
+        torch.testing.assert_close(out(), plain, rtol=1e-4, atol=1e-4)
+        polytok.unreduce(model)
+
+
+@pytest.mark.parametrize("options", [{"scale_attn_norm": True}, {"attn_layer": Gated}], ids=str)
+@torch.no_grad()
+def test_norms_and_gates_of_attention_are_kept(options: dict[str, Any]) -> None:
+    model, x = tiny_deit(**options), image(DEIT)
+    plain = model(x)
+    for place in ("mid", "input", "output"):
+        still(model, place)
+        torch.testing.assert_close(model(x), plain, rtol=1e-4, atol=1e-4)
+        polytok.unreduce(model)
+
+
+@torch.no_grad()
+def test_what_happens_within_the_context_is_the_callers() -> None:
+    model = tiny_deit()
+    with pytest.raises(KeyError), applied(model, "evit", keep=KEEP):
+        polytok.unreduce(model)
+        raise KeyError
+    with applied(model, "evit", keep=KEEP):
+        polytok.unreduce(model)
+        polytok.reduce(model, "tome", keep=KEEP)
+    assert "reduced by tome" in repr(model)

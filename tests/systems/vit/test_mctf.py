@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,14 @@ from polytok.core import hub
 from polytok.core.contracts import StepContext
 from polytok.core.errors import ConfigError
 from polytok.core.seeding import torch_rng
-from polytok.reducers import Merge, Scores, TokenState, reduction_of
+from polytok.reducers import Merge, Schedule, Scores, TokenState, reduction_of
 from polytok.reducers.families import FAMILIES
 from polytok.reducers.hosts import find_core
 from polytok.reducers.passes import merged_attention
 from polytok.systems import api
 from polytok.systems.classics.tome import ToMe
 from polytok.systems.vit.mctf import MCTF, MCTFTuning, MCTFTuningConfig, load_model
-from reducers.models import image, tiny_deit
+from reducers.models import image, tiny_deit, tiny_hf
 from systems.vit.stripes import write_recipe
 
 DEIT = next(f for f in FAMILIES if f.name == "DeiT")
@@ -212,3 +213,37 @@ def test_a_recipe_tunes_saves_and_loads(classifier: Path, stripes: Path, tmp_pat
     assert reduction_of(model).schedule.rules[0].value == 2
     with pytest.raises(ConfigError, match="teacher_r"):
         MCTFTuningConfig(teacher_r=-1)
+
+
+@pytest.mark.parametrize("make", [tiny_deit, tiny_hf], ids=["timm", "transformers"])
+def test_the_merged_map_is_dropped_from_in_training(make: Any) -> None:
+    model, x = make(), image(DEIT)
+    core, host = find_core(model)
+    attention = host.blocks(core)[1].attn if make is tiny_deit else host.blocks(core)[1].attention
+    if make is tiny_deit:
+        attention.attn_drop.p = 1.0
+    else:
+        setattr(getattr(attention, "attention", attention), host.dropout_name, 1.0)
+    polytok.reduce(model, "mctf", r={1: 4})
+    seen: list[Tensor] = []
+    project = type(host).project
+
+    def watched(self: object, block: object, y: Tensor, out: Tensor) -> Tensor:
+        seen.append(out)
+        return project(self, block, y, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(host), "project", watched)
+        model.train()(x)
+        model.eval()(x)
+    assert not seen[0].any() and seen[1].all()
+
+
+def test_nine_patches_are_left_alone() -> None:
+    model, x = tiny_deit(), image(DEIT)
+    polytok.reduce(model, "mctf", r={1: 20, 2: 20, 3: 20})
+    assert polytok.reducers.trace(model, x).tokens == (17, 17, 10, 10, 10)
+    counts = [MCTF().least(n) for n in (20, 18, 17, 16, 10, 9, 8, 1)]
+    assert counts == [10, 9, 9, 9, 9, 9, 8, 1]
+    with pytest.raises(ConfigError, match=r"would keep 8 of 16 .* keeps at least 9"):
+        Schedule.counts({1: 8}).resolve(16, 4, least=MCTF().least)
