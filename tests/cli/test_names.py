@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cli.commands import run
+
 
 def test_names_that_cannot_be_shown_end_no_batch(model: Path, box: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -22,3 +26,22 @@ def test_names_that_cannot_be_shown_end_no_batch(model: Path, box: Path, tmp_pat
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"a k\xfcche \u6905\u5b50.ptk: " in done.stdout
     assert sorted(p.name for p in out.iterdir()) == ["a küche 椅子.ptk", "b.ptk"]
+
+
+def test_a_newline_in_a_name_does_not_break_a_line(
+    model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, out = tmp_path / "a\nb.glb", tmp_path / "c\nd.glb", tmp_path / "out"
+    good.write_bytes(box.read_bytes())
+    bad.write_bytes(b"no mesh")
+    assert run("encode", bad, "-o", out, "--model", model) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and r"c\nd.glb" in error
+    assert run("encode", good, bad, "-o", out, "--model", model) == 2
+    shown = capfd.readouterr()
+    assert shown.out.count("\n") == 1 and r"a\nb.ptk" in shown.out
+    failed, total = shown.err.splitlines()
+    assert failed.startswith("failed: ") and failed.count(r"c\nd.glb") == 1
+    assert total == "error: encoding failed for 1 of 2 inputs"
+    assert run("info", out / "a\nb.ptk", "--model", model) == 0
+    assert r"a\nb.ptk" in capfd.readouterr().out.splitlines()[0]

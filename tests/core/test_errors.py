@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from polytok.core import errors
-from polytok.core.errors import PolytokError, UnknownNameError, one_line
+from polytok.core.errors import PolytokError, UnknownNameError, escaped, one_line
 
 
 def test_every_error_is_one_a_caller_can_catch() -> None:
@@ -31,3 +31,8 @@ def test_one_line() -> None:
     assert one_line(KeyError()) == "KeyError"
     long = one_line(ValueError("x" * 1000), limit=50)
     assert len(long) == 50 and long.endswith("...")
+
+
+def test_escaped() -> None:
+    assert escaped("küche 椅子: 1,000 µm") == "küche 椅子: 1,000 µm"
+    assert escaped("a\nb\x1b[2J\t\udcff\u2028") == r"a\nb\x1b[2J\t\udcff\u2028"

@@ -64,5 +64,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int = USAGE_ERROR) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from polytok.core.errors import escaped
+
+    print(f"error: {escaped(message)}", file=sys.stderr)
     return status

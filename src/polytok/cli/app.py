@@ -263,7 +263,7 @@ def truncate(
         given = kinds.options(kind, kind.prefix, tokens=tokens)
         shorter = codec.pack(kind.prefix(codec, codec.unpack(data, prior=symbols), **given))[0]
     write_bytes(output, shorter, force=force)
-    print(f"{output}: {len(shorter)} bytes of {len(data)}")
+    show.line(f"{output}: {len(shorter)} bytes of {len(data)}")
 
 
 @app.command()

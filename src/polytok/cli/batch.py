@@ -85,12 +85,13 @@ class Batch:
             except (PolytokError, OSError, MemoryError) as error:
                 if self.is_single:
                     raise
-                failures.append((source, one_line(error)))
+                reason = str(error) if isinstance(error, PolytokError) else one_line(error)
+                failures.append((source, reason))
                 continue
             rows.append({**row, "seconds": round(time.perf_counter() - start, 3)})
             if not as_json:
                 facts = ", ".join(f"{v:,} {k}" for k, v in row.items() if isinstance(v, int))
-                print(f"[{number}/{len(self.jobs)}] {target}: {facts}", flush=True)
+                show.line(f"[{number}/{len(self.jobs)}] {target}: {facts}")
         if as_json:
             failed = [{"input": str(s), "error": reason} for s, reason in failures]
             print(json.dumps({"results": rows, "failures": failed}))

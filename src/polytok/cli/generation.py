@@ -196,15 +196,13 @@ def write_all(
             rows.append({"output": str(path), "bytes": len(data), **facts, "seconds": seconds})
             start = time.perf_counter()
             if not as_json:
-                print(
-                    f"[{len(rows)}/{len(to.paths)}] {path}: {len(data)} bytes as .ptk", flush=True
-                )
+                show.line(f"[{len(rows)}/{len(to.paths)}] {path}: {len(data)} bytes as .ptk")
             if to.sheet is not None and len(pictures) < SHEET_MOST:
                 pictures.append(picture())
     if to.sheet is not None:
         _write_sheet(pictures, to.sheet)
         if not as_json:
-            print(f"{to.sheet}: {len(pictures)} pictures")
+            show.line(f"{to.sheet}: {len(pictures)} pictures")
     if as_json:
         print(json.dumps({"results": rows}))
 

@@ -100,7 +100,7 @@ def trace(
         picture.save(aside)
     left = ", ".join(f"block {s.layer}: {int(s.survivors.sum())}" for s in found.stages)
     rows, columns = found.grid
-    print(f"{output}: of {rows}x{columns} patches survive {left or 'all'}")
+    show.line(f"{output}: of {rows}x{columns} patches survive {left or 'all'}")
 
 
 def _reduced(

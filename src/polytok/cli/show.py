@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from polytok.core.errors import PolytokError, escaped
+
 if TYPE_CHECKING:
     from polytok.systems.codec import Codec
 
@@ -16,7 +18,12 @@ Item = TypeVar("Item")
 
 def note(text: str) -> None:
     """Print one line on stderr."""
-    print(text, file=sys.stderr)
+    print(escaped(text), file=sys.stderr)
+
+
+def line(text: str) -> None:
+    """Print one line on stdout at once, so that it shows which results are finished."""
+    print(escaped(text), flush=True)
 
 
 def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
@@ -36,8 +43,6 @@ def ready(device: str, threads: int | None) -> str:
         PolytokError: it is neither cpu nor an accelerator that is here.
     """
     import torch
-
-    from polytok.core.errors import PolytokError
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -79,7 +84,7 @@ def facts(values: dict[str, Any], *, as_json: bool) -> None:
     width = max(len(k) for k in values)
     for key, value in values.items():
         text = " ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{key:<{width}}  {text}")
+        line(f"{key:<{width}}  {text}")
 
 
 def systems(rows: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -119,4 +124,4 @@ def demo(rows: list[dict[str, Any]], output: Path) -> None:
         print(
             f"{row['shape']:<18}{row['what']:<12}{size:>8}{score:>9}{seconds[0]:>10}{seconds[1]:>10}"
         )
-    print(f"picture: {output / 'demo.png'}")
+    line(f"picture: {output / 'demo.png'}")

@@ -40,3 +40,8 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of ``error`` on one line of at most ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def escaped(text: str) -> str:
+    """Return ``text`` with what no line can show, such as a newline in a name, as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
