@@ -107,6 +107,26 @@ def test_bad_arguments(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x.glb", "has extension '.glb'; known: .ptk"),
+        ("x", "has extension 'none'; known: .ptk"),
+        ("folder", "has extension 'none'; known: .ptk"),
+        ("folder.ptk", "is a folder, not a file"),
+    ],
+)
+def test_a_code_is_cut_to_a_file_of_codes(
+    name: str, reason: str, code: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / name
+    (out if "folder" in name else out.parent).mkdir(parents=True)
+    capfd.readouterr()
+    assert run(["truncate", str(code), "--bytes", "45", "-o", str(out), "--force"]) == 2
+    assert capfd.readouterr().err == f"error: {out} {reason}\n"
+    assert list(out.parent.iterdir()) == [out] * ("folder" in name)
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu:x", "cuda:99", "mkldnn", "gpu", ""])
 def test_devices_that_cannot_compute(
     device: str, model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

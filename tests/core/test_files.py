@@ -47,6 +47,14 @@ def test_nothing_is_left_when_writing_stops(
     assert not has_old or target.read_bytes() == b"old"
 
 
+def test_folders_are_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "a.ptk"
+    target.mkdir()
+    with pytest.raises(PolytokError, match=r"a\.ptk is a folder, not a file"):
+        write_bytes(target, b"data")
+    assert list(tmp_path.rglob("*")) == [target]
+
+
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     target = tmp_path / "mesh.ptk"
     write_bytes(target, b"old", force=False)

@@ -248,9 +248,11 @@ def truncate(
     force: Force = False,
 ) -> None:
     """Write the largest valid prefix of a .ptk file that fits into so many bytes or tokens."""
+    from polytok.cli.batch import check_target
     from polytok.core.files import write_bytes
     from polytok.systems import api
 
+    check_target(output, (".ptk",))
     if (max_bytes is None) == (tokens is None):
         raise PolytokError("truncate takes either --bytes or --tokens")
     data = api.read_code(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,7 @@ class Batch:
             writable: extensions that the result of a source may have.
         """
         for source, target in self.jobs:
-            if target.suffix.lower() not in (known := writable(source)):
-                raise PolytokError(
-                    f"{target} has extension {target.suffix or 'none'!r}; known: {', '.join(known)}"
-                )
+            check_target(target, writable(source))
 
     def run(self, work: Work, *, as_json: bool, verb: str) -> int:
         """Do every job; a line or a JSON row per result. Returns the exit status."""
@@ -100,6 +97,16 @@ class Batch:
         if failures:
             show.note(f"error: {verb} failed for {len(failures)} of {len(self.jobs)} inputs")
         return FAILED if failures else 0
+
+
+def check_target(target: Path, known: Sequence[str]) -> None:
+    """Refuse to write a folder, or a file of a kind that is not ``known``."""
+    if target.suffix.lower() not in known:
+        raise PolytokError(
+            f"{target} has extension {target.suffix or 'none'!r}; known: {', '.join(known)}"
+        )
+    if target.is_dir():
+        raise PolytokError(f"{target} is a folder, not a file")
 
 
 def _named(source: Path, reason: str) -> str:

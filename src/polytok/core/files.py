@@ -20,11 +20,14 @@ def atomic_path(target: str | os.PathLike[str], *, force: bool = True) -> Iterat
     The temporary name keeps the suffix, so writers that look at extensions work.
 
     Raises:
-        PolytokError: ``target`` exists and ``force`` is false, or its folder cannot be written.
+        PolytokError: ``target`` exists and ``force`` is false, or it is a folder, or its own folder
+            cannot be written.
     """
     target = Path(target)
     if not force and target.exists():
         raise PolytokError(f"{target} exists already; use --force to replace it")
+    if target.is_dir():
+        raise PolytokError(f"{target} is a folder, not a file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
