@@ -28,6 +28,25 @@ def test_names_that_cannot_be_shown_end_no_batch(model: Path, box: Path, tmp_pat
     assert sorted(p.name for p in out.iterdir()) == ["a küche 椅子.ptk", "b.ptk"]
 
 
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_an_empty_name_is_not_the_current_folder(
+    command: str,
+    box: Path,
+    code: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    assert run(command, box if command == "encode" else code, "", "-o", "out") == 2
+    assert capfd.readouterr().err == (
+        "error: an input is ''; known: names of files, globs and folders\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_newline_in_a_name_does_not_break_a_line(
     model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,14 @@ app.command()(transfer)
 app.command()(classify)
 app.command()(convert)
 
+
+def _named(inputs: list[str]) -> list[str]:
+    """Refuse an empty name, which an unset variable gives: as a path it is the current folder."""
+    if "" in inputs:
+        raise PolytokError("an input is ''; known: names of files, globs and folders")
+    return inputs
+
+
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -87,7 +95,8 @@ Device = Annotated[str, typer.Option(help="cpu, or an accelerator torch knows.")
 @app.command()
 def encode(
     inputs: Annotated[
-        list[str], typer.Argument(help="Meshes or pictures: files, globs or folders.")
+        list[str],
+        typer.Argument(help="Meshes or pictures: files, globs or folders.", callback=_named),
     ],
     output: Output,
     model: AnyModel = None,
@@ -153,7 +162,9 @@ def encode(
 
 @app.command()
 def decode(
-    inputs: Annotated[list[str], typer.Argument(help=".ptk files, globs or folders.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help=".ptk files, globs or folders.", callback=_named)
+    ],
     output: Output,
     resolution: ShapeResolution = None,
     levels: Annotated[
