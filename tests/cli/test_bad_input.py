@@ -127,6 +127,17 @@ def test_a_code_is_cut_to_a_file_of_codes(
     assert list(out.parent.iterdir()) == [out] * ("folder" in name)
 
 
+def test_too_many_threads(
+    model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "box.ptk"
+    options = ["--model", str(model), "--threads", "1000000"]
+    assert run(["encode", str(box), "-o", str(out), *options]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: threads=1000000 is more than"), lines
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu:x", "cuda:99", "mkldnn", "gpu", ""])
 def test_devices_that_cannot_compute(
     device: str, model: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from polytok.systems.codec import Codec
 
 Item = TypeVar("Item")
+MAX_THREADS = 256  # on machines of fewer cores
 
 
 def note(text: str) -> None:
@@ -40,11 +42,15 @@ def ready(device: str, threads: int | None) -> str:
     """Set the number of CPU threads and return the device.
 
     Raises:
-        PolytokError: it is neither cpu nor an accelerator that is here.
+        PolytokError: it is neither cpu nor an accelerator that is here, or there are too many
+            threads.
     """
     import torch
 
     if threads is not None:
+        # Torch starts as many as it is told to, and a machine with no room for them hangs.
+        if threads > (most := max(MAX_THREADS, os.cpu_count() or 1)):
+            raise PolytokError(f"threads={threads} is more than {most}")
         torch.set_num_threads(threads)
     found = torch.accelerator.current_accelerator(check_available=True)
     known = ["cpu", *([found.type] if found else [])]
