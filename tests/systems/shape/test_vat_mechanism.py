@@ -61,10 +61,16 @@ def test_the_output_is_the_sum_of_the_scales_and_rest_is_what_misses(
         for level, ids in enumerate(out.indices)
     ]
     torch.testing.assert_close(torch.stack(lifts).sum(0), out.latents, atol=1e-6, rtol=1e-6)
-    rest = z
+    # What is missing follows from the prefixes; what the quantizer took for it must agree.
+    table, prefix = quantizer.embedding.weight.double(), torch.zeros_like(z)
     for level, lifted in enumerate(lifts):
-        rest = rest - lifted
-        torch.testing.assert_close(rest + out.stats["prefixes"][level], z, atol=1e-6, rtol=1e-6)
+        met = quantizer.resampler.down(z - prefix, level)
+        assert torch.equal(out.indices[level], torch.cdist(met.double(), table).argmin(-1))
+        torch.testing.assert_close(out.stats["inputs"][level], met, atol=1e-6, rtol=1e-5)
+        prefix = prefix + lifted
+        torch.testing.assert_close(out.stats["prefixes"][level], prefix, atol=1e-6, rtol=1e-6)
+        energy = (z - prefix).square().mean() / z.square().mean()
+        torch.testing.assert_close(out.stats["rest_energy"][level], energy, atol=0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
