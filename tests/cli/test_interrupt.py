@@ -14,8 +14,12 @@ import pytest
 from polytok import cli
 
 LIMIT = 30  # seconds; the commands take twice as long if nothing ends them
+# Under nohup, and in the background of a script, signals are ignored from the start.
 COMMAND = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 from polytok import cli
 from polytok.cli import show
 
