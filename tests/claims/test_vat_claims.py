@@ -59,8 +59,8 @@ def test_all_shapes_fit_and_prefixes_get_better(
         codes = codec.encode(mesh)
         [data] = codec.pack(codes)
         assert len(data) <= 512, name
-        truth = meshes.solidify(mesh).nearest(points.astype(np.float64)).sdf < 0
-        scores.append([_iou(codec, data, levels, points, truth) for levels in _levels(codec)])
+        task = _task(mesh, points)
+        scores.append([_iou(codec, data, levels, *task) for levels in _levels(codec)])
     means = np.mean(scores, axis=0)
     assert (np.diff(means) > 0).all(), means.round(4).tolist()
 
@@ -72,10 +72,10 @@ def test_deeper_weights_are_better(shapes: list[tuple[str, trimesh.Trimesh]]) ->
     codecs = [api.load_codec(tag) for tag in TAGS]
     scores = []
     for _, mesh in shapes:
-        truth = meshes.solidify(mesh).nearest(points.astype(np.float64)).sdf < 0
+        task = _task(mesh, points)
         files = [codec.pack(codec.encode(mesh))[0] for codec in codecs]
         pairs = list(zip(codecs, files, strict=True))
-        scores.append([[_iou(c, data, n, points, truth) for c, data in pairs] for n in (7, 9)])
+        scores.append([[_iou(c, data, n, *task) for c, data in pairs] for n in (7, 9)])
     old, new = np.mean(scores, axis=0).T
     assert (new > old + 0.01).all(), (old, new)
 
@@ -84,10 +84,17 @@ def _levels(codec: ShapeCodec) -> range:
     return range(1, len(codec.spec.levels) + 1)
 
 
+def _task(mesh: trimesh.Trimesh, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the cube in the units of a mesh, and whether they are inside."""
+    solid = meshes.solidify(mesh)
+    return solid.frame.undo(points), solid.nearest(points.astype(np.float64)).sdf < 0
+
+
 def _iou(
     codec: ShapeCodec, data: bytes, levels: int, points: np.ndarray, truth: np.ndarray
 ) -> float:
-    field = codec.field(codec.unpack(data).prefix(levels=levels))
+    codes = codec.unpack(data).prefix(levels=levels)
+    queries = torch.from_numpy(codec.frame(codes).apply(points).astype(np.float32))
     with torch.inference_mode():
-        guess = field(torch.from_numpy(points)[None])[0].numpy() > 0
+        guess = codec.field(codes)(queries[None])[0].numpy() > 0
     return float((guess & truth).sum() / max((guess | truth).sum(), 1))
