@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from polytok.systems.prior import PriorCoder
     from polytok.systems.shape.codec import ShapeCodec
     from polytok.systems.shape.generation import ShapeGenerator
-    from polytok.training import FitResult
+    from polytok.training import FitResult, Recipe
 
 StrPath = str | PathLike[str]
 MAX_FILE = 1 << 17
@@ -294,32 +294,39 @@ def train(
     Raises:
         ConfigError: the recipe or an override is wrong, or ``run_dir`` holds another run.
     """
-    from polytok.core import hub
     from polytok.core.config import from_dict, to_dict
-    from polytok.training import Recipe, fit
+    from polytok.training import Recipe
 
     values = to_dict(Recipe.read(recipe))
     for text in overrides:
         _set(values, text)
     if minutes is not None:
         values["train"]["time_limit_minutes"] = float(minutes)
-    ready = from_dict(Recipe, values)
-    system = registry.system_of(ready.preset)
+    return train_recipe(from_dict(Recipe, values), run_dir)
+
+
+def train_recipe(recipe: Recipe, run_dir: StrPath) -> FitResult:
+    """Run a recipe that has been read, or continue it, see :func:`train`."""
+    from polytok.core import hub
+    from polytok.core.config import to_dict
+    from polytok.training import fit
+
+    system = registry.system_of(recipe.preset)
     module = system.load()
-    training = module.prepare_training(ready)
+    training = module.prepare_training(recipe)
     config = to_dict(training.model.config)
     is_begun = (Path(run_dir) / hub.WEIGHTS).is_file()
     if is_begun and not hub.read_info(run_dir).config.items() <= config.items():
         raise ConfigError(f"{run_dir} holds a run of another configuration; use another folder")
-    hub.write_info(run_dir, training.model.config, system=system.name, preset=ready.preset)
-    write_text(Path(run_dir) / "recipe.json", json.dumps(values, indent=2) + "\n")
+    hub.write_info(run_dir, training.model.config, system=system.name, preset=recipe.preset)
+    write_text(Path(run_dir) / "recipe.json", json.dumps(to_dict(recipe), indent=2) + "\n")
     if hasattr(training, "write_files"):
         training.write_files(Path(run_dir))
     return fit(
         training.model,
-        ready.plan(module.STAGES),
+        recipe.plan(module.STAGES),
         training.source,
-        ready.train,
+        recipe.train,
         run_dir,
         validate=training.validate,
         adversary=getattr(training, "adversary", None),

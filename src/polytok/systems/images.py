@@ -124,20 +124,19 @@ class ImageTraining:
     """A run that is ready to start: what :func:`polytok.training.fit` takes.
 
     Args:
-        teacher: what there is to say of a network that was trained for a loss of this run.
+        networks: what there is to say of networks that were trained for this run, by name.
     """
 
     model: Any
     source: SampleSource
     validate: Callable[[Any], Mapping[str, float]] | None
     adversary: Adversary | None = None
-    teacher: Mapping[str, Any] = field(default_factory=dict)
+    networks: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def write_files(self, folder: Path) -> None:
-        """Declare in ``perceptual.json`` the network of the perceptual loss, if there is one."""
-        if self.teacher:
-            text = json.dumps(dict(self.teacher), indent=2)
-            write_text(folder / "perceptual.json", text + "\n")
+        """Declare in ``NAME.json`` the networks that were trained for this run."""
+        for name, told in self.networks.items():
+            write_text(folder / f"{name}.json", json.dumps(dict(told), indent=2) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +191,7 @@ def ready(
         validate = ImageValidation(pictures, recipe.data.num_val, prefixes)
     training = ImageTraining(model, source, validate)
     if sampling.perceptual:
-        net, training.teacher = small_teacher(
+        net, training.networks["perceptual"] = small_teacher(
             train, sampling.perceptual_samples, seed=recipe.train.seed
         )
         criteria: Any = model.criteria

@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 
 from polytok.core import registry
-from polytok.core.errors import ConfigError, SignalError, UnknownNameError, WeightsError
+from polytok.core.errors import (
+    ConfigError,
+    PolytokError,
+    SignalError,
+    UnknownNameError,
+    WeightsError,
+)
 from polytok.data.images import read_labelled
 from polytok.metrics import psnr
 from polytok.systems import api
@@ -93,7 +99,7 @@ def test_recipes_read_and_name_stages_and_presets(path: Path) -> None:
     module = registry.system_of(recipe.preset).load()
     assert recipe.plan(module.STAGES)
     assert module.preset(recipe.preset)
-    assert recipe.sampling.keys() <= {"shift", "teacher", "perceptual"}
+    assert recipe.sampling.keys() <= {"shift", "teacher", "teacher_samples", "perceptual"}
 
 
 def test_a_small_vqgan_learns_to_show_tones(teacher: Path, pictures: Path) -> None:
@@ -154,7 +160,16 @@ def test_a_critic_joins_late(
             "learns from 0 samples",
         ),
         ({"config.size": 64}, SignalError, "is 32x32, not 64x64"),
-        ({"stages": [stage("proxy")]}, ConfigError, "stage 'proxy' needs a teacher"),
+        ({"stages": [stage("proxy")]}, ConfigError, "stage 'proxy' needs a teacher: set config"),
+        (
+            {
+                "stages": [stage("proxy")],
+                "config.pixels": "vqgan-tiny",
+                "sampling.teacher_samples": 0,
+            },
+            ConfigError,
+            "teacher_samples=0 is not a positive",
+        ),
         ({"sampling.teacher": "x"}, ConfigError, "'x' has no use: config.pixels names no"),
     ],
 )
@@ -172,6 +187,34 @@ def test_another_teacher_than_the_named_one_is_refused(
     changes = {"sampling.teacher": str(teacher), "config.pixels": "maskgit-vqgan-tiny"}
     with pytest.raises(WeightsError, match="is a vqgan-tiny, not the maskgit-vqgan-tiny"):
         train("titok/proxy", tmp_path / "run", pictures, **changes)
+
+
+def test_a_teacher_is_trained_on_the_spot_once_and_its_cost_declared(
+    pictures: Path, tmp_path: Path
+) -> None:
+    given = {
+        "data.prepared": str(tmp_path / "prepared"),
+        "sampling.teacher_samples": 96,
+        "stages": [stage("proxy", 32)],
+    }
+    with pytest.raises(PolytokError, match="is not complete; run again to continue"):
+        train(
+            "titok/proxy", tmp_path / "run", pictures, **given, **{"train.time_limit_minutes": 0.0}
+        )
+    first = train("titok/proxy", tmp_path / "run", pictures, **given)
+    told = json.loads((tmp_path / "run" / "teacher.json").read_text())
+    assert (told["preset"], told["samples"]) == ("vqgan-tiny", 96)
+    assert told["seconds"] > 0 and told["psnr"] > 5
+    trained = api.load_codec(told["folder"], modality="image").model
+    assert torch.equal(first.model.pixels.codes, trained.codebook)
+    weights = Path(told["folder"]) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    train("titok/proxy", tmp_path / "again", pictures, **given)
+    assert weights.stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "again" / "teacher.json").read_text()) == told
+    others = {**given, "sampling.teacher_samples": 32}
+    train("titok/proxy", tmp_path / "other", pictures, **others)
+    assert len(list((tmp_path / "prepared").iterdir())) == 2
 
 
 def test_use_of_codes_is_counted_over_all_pictures() -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from polytok.core import hub
-from polytok.core.config import override
+from polytok.core import hub, registry
+from polytok.core.config import override, to_dict
 from polytok.core.contracts import Stage
-from polytok.core.errors import ConfigError, WeightsError
+from polytok.core.errors import ConfigError, PolytokError, WeightsError
+from polytok.core.seeding import derive
 from polytok.layers import Frozen
 from polytok.networks.critics import BlurPatchCritic, BlurPatchCriticConfig
 from polytok.systems.image.titok.config import TiTokConfig, preset
 from polytok.systems.image.titok.model import PixelTokenizer, TiTok, build_pixel_tokenizer
 from polytok.systems.images import ImageTraining, ready
-from polytok.training import ADVERSARIAL, Adversary, Recipe
+from polytok.training import ADVERSARIAL, Adversary, Recipe, StageBudget
 
 # The published sum of the KL has weight 1e-6; ours is a mean over 32 tokens of 16 channels.
 KL_WEIGHT = 5e-4
+TEACHER_SAMPLES = 120_000
 LECAM = 1e-3  # weight in the critic's loss
 BOTTLENECK = {"vq/commit": 0.25, "vq/codebook": 1.0, "kl": KL_WEIGHT}
 
@@ -84,27 +88,32 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
     ``sampling`` takes the fields of :class:`polytok.systems.images.ImageSampling`, and ``teacher``:
     weights tag or folder of the tokenizer that ``pixels`` of the configuration names. Stages that
     ask for its codes need it, and a model that starts from nothing takes over its codes and its
-    decoder.
+    decoder. Without a name such stages get one that is trained first, see :func:`train_teacher`,
+    for ``teacher_samples``.
 
     Raises:
         UnknownNameError: a key is unknown.
-        ConfigError: a stage lacks its teacher, or the pictures do not fit.
+        ConfigError: a stage has no use for a teacher, or the pictures do not fit.
         WeightsError: the teacher is another tokenizer than the configuration names.
+        PolytokError: the training of a teacher was interrupted.
     """
     config = override(config, **recipe.config)
+    sampling: dict[str, Any] = dict(recipe.sampling)
+    name = str(sampling.pop("teacher", ""))
+    samples = sampling.pop("teacher_samples", TEACHER_SAMPLES)
+    proxies = [stage.name for stage in recipe.stages if stage.name.startswith("proxy")]
+    if proxies and not config.pixels:
+        raise ConfigError(f"stage {proxies[0]!r} needs a teacher: set config.pixels")
+    told: dict[str, Any] = {}
+    if proxies and not name:
+        name, told = train_teacher(replace(recipe, sampling=sampling), config.pixels, samples)
     torch.manual_seed(recipe.train.seed)
     model = TiTok(config)
-    sampling: dict[str, Any] = dict(recipe.sampling)
-    teacher = load_teacher(str(sampling.pop("teacher", "")), config)
-    for stage in recipe.stages:
-        if stage.name.startswith("proxy") and teacher is None:
-            raise ConfigError(
-                f"stage {stage.name!r} needs a teacher: set sampling.teacher and config.pixels"
-            )
+    teacher = load_teacher(name, config)
     if teacher is not None and model.pixels is not None:
         model.pixels.start(teacher)
         model.teacher = Frozen(teacher)
-    return ready(
+    training = ready(
         model,
         replace(recipe, sampling=sampling),
         size=config.size,
@@ -112,6 +121,57 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
         stages=STAGES,
         critic=build_adversary,
     )
+    if told:
+        training.networks["teacher"] = told
+    return training
+
+
+def train_teacher(recipe: Recipe, pixels: str, samples: int) -> tuple[str, dict[str, Any]]:
+    """Train the tokenizer ``pixels`` on a recipe's pictures, as the recipe trains, or go on.
+
+    It lies in ``data.prepared``, in a folder of its own for every way to make it. A sixth of the
+    samples warms it up if it has such a stage.
+
+    Returns:
+        Its folder, and what it is and what it took: samples, seconds of training, PSNR of ``val``
+        in dB.
+
+    Raises:
+        ConfigError: ``samples`` is not a positive whole number.
+        PolytokError: it was interrupted.
+    """
+    from polytok.systems import api
+
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        raise ConfigError(f"teacher_samples={samples!r} is not a positive whole number")
+    names = [stage.name for stage in registry.system_of(pixels).load().STAGES]
+    warm = samples // 6 if "warm" in names else 0
+    budgets = (
+        StageBudget(name="warm", samples=warm),
+        StageBudget(name="reconstruct", samples=samples - warm),
+    )
+    own = replace(
+        recipe,
+        preset=pixels,
+        stages=tuple(budget for budget in budgets if budget.samples),
+        init="",
+        config={},
+    )
+    values = to_dict(replace(own, train=replace(own.train, time_limit_minutes=None)))
+    key = f"{derive(recipe.train.seed, json.dumps(values, sort_keys=True)):016x}"[:8]
+    folder = Path(recipe.data.prepared) / f"teacher-{pixels}-{key}"
+    result = api.train_recipe(own, folder)
+    if not result.is_complete:
+        raise PolytokError(f"the teacher in {folder} is not complete; run again to continue")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    paces = [r for r in records if "samples_per_second" in r]
+    starts = [0, *(r["samples"] for r in paces)]
+    seconds = sum(
+        (r["samples"] - s) / r["samples_per_second"] for r, s in zip(paces, starts, strict=False)
+    )
+    scores = [r["val"]["psnr"] for r in records if "val" in r]
+    told = {"preset": pixels, "folder": str(folder), "samples": result.samples}
+    return str(folder), {**told, "seconds": round(seconds, 1), "psnr": (scores or [None])[-1]}
 
 
 def build_adversary(width: int) -> Adversary:
