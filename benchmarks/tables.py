@@ -156,9 +156,9 @@ def training_table(folder: Path, preset: str) -> str:
     return markdown(head, rows or [[MISSING, *["–"] * len(names)]])
 
 
-def ablations_table(folder: Path, samples: str) -> str:
+def ablations_table(folder: Path, name: str) -> str:
     """Mean over seeds of each arm; CS-IoU is the mean IoU of the prefixes."""
-    data = load(f"vat_ablations_{samples}", folder)
+    data = load(name, folder)
     if data is None:
         return markdown(["arm", "CS-IoU"], [[MISSING, "–"]])
     arms: dict[str, list[Row]] = {}
@@ -324,8 +324,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "generator-sizes": sizes_table,
     "entropy": entropy_table,
     "generation": generation_table,
-    "ablations-30k": partial(ablations_table, samples="30k"),
-    "ablations-10k": partial(ablations_table, samples="10k"),
+    "ablations-30k": partial(ablations_table, name="vat_ablations_30k"),
+    "ablations-10k": partial(ablations_table, name="vat_ablations_10k"),
+    "trials-10k": partial(ablations_table, name="vat_trials_10k"),
     **_tables_attention_vat.TABLES,
     **_tables_collapse.TABLES,
     **_tables_images.TABLES,

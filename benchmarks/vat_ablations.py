@@ -94,8 +94,15 @@ ARMS |= {
     "large_codebook": {"codebook_size": 4096},
     "sdf": {"loss": "sdf", "band": 0.05, "overlap_weight": 0.0},
     "sharp": {"sharp_fraction": 0.5},
-} | {name: {} for name in ("muon", "fast", "volume", "plain", "mixed")}
-TRAIN: dict[str, dict[str, Any]] = {"muon": {"muon": ("*.blocks.*",)}, "fast": {"lr": 2e-3}}
+    "wide": {"dim": 192, "num_heads": 3},
+    "small_codes": {"code_dim": 8},
+} | {name: {} for name in ("muon", "fast", "slow", "long_average", "volume", "plain", "mixed")}
+TRAIN: dict[str, dict[str, Any]] = {
+    "muon": {"muon": ("*.blocks.*",)},
+    "fast": {"lr": 2e-3},
+    "slow": {"lr": 5e-4},
+    "long_average": {"ema_decay": 0.9995},
+}
 SAMPLING: dict[str, dict[str, Any]] = {
     "volume": {"num_volume": 448, "num_near": 192},
     "plain": {"stretch": 0.0, "mix": 0.0},
