@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import bisect
-import json
 import re
 import struct
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
-
-import numpy as np
 
 from polytok.core.errors import SignalError
-
-COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-"""Types of the numbers of a glTF accessor."""
-
-COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
-"""How many numbers an entry of a glTF accessor has."""
+from polytok.signals.mesh import gltf
 
 _MARK = b"\xef\xbb\xbf"
 """What some programs begin a text in UTF-8 with."""
-
-_EXTENSIONS = re.compile(
-    # Those that the reader follows.
-    "KHR_(draco_mesh_compression|mesh_quantization)"
-    # Those that have no say in where the surface is.
-    "|KHR_(materials_|texture_)[a-zA-Z_]+|(EXT|MSFT)_texture_[a-z]+|ADOBE_materials_[a-z_]+"
-    "|KHR_lights_punctual|EXT_lights_image_based|KHR_techniques_webgl|KHR_xmp(_json_ld)?"
-    "|KHR_animation_pointer|EXT_mesh_features|EXT_structural_metadata|CESIUM_primitive_outline"
-)
-"""Names of extensions that a glTF file may require."""
 
 _PLY = {
     **dict.fromkeys(("char", "uchar", "int8", "uint8"), 1),
@@ -77,17 +56,7 @@ def extras(path: Path, suffix: str) -> tuple[str, ...]:
     """Name the things beside geometry that a file holds."""
     check_header(path, suffix)
     if suffix in (".glb", ".gltf"):
-        tree, _ = gltf(path, suffix)
-        primitives = [p for m in tree.get("meshes", []) for p in m.get("primitives", [])]
-        names = {k for p in primitives for k in p.get("attributes", {})}
-        found = {
-            "materials": bool(tree.get("materials")),
-            "texture coordinates": any(n.startswith("TEXCOORD") for n in names),
-            "vertex colours": any(n.startswith("COLOR") for n in names),
-            "skins": bool(tree.get("skins")),
-            "morph targets": any("targets" in p for p in primitives),
-            "animation": bool(tree.get("animations")),
-        }
+        found = gltf.extras(path)
     elif suffix == ".obj":
         lines = {w for line in path.read_bytes().splitlines() for w in line[:9].split()[:1]}
         found = {"materials": b"usemtl" in lines, "texture coordinates": b"vt" in lines}
@@ -151,120 +120,6 @@ def _counted_from_first(data: bytes) -> bytes:
         return re.sub(rb" -(\d+)", number, face[0])
 
     return re.sub(rb"\nf [^\n]*", renumber, data)
-
-
-def gltf(path: Path, suffix: str) -> tuple[dict[str, Any], list[bytes]]:
-    """Read the JSON and the buffers of a glTF or GLB file.
-
-    Raises:
-        SignalError: a chunk or a buffer is missing or cut short, or an extension is unknown.
-    """
-    tree, binary = _glb(path) if suffix == ".glb" else (json.loads(path.read_bytes()), b"")
-    if not isinstance(tree, dict) or "asset" not in tree:
-        raise SignalError("the JSON is not glTF")
-    # Before the buffers, which may be there for an extension only.
-    _check_required(tree.get("extensionsRequired", []))
-    # Only the first buffer may be the binary chunk.
-    buffers = enumerate(tree.get("buffers", []))
-    return tree, [_buffer(buffer, path, b"" if i else binary) for i, buffer in buffers]
-
-
-def _check_required(names: list[str]) -> None:
-    """Refuse files that cannot be understood without an extension that is not."""
-    for name in names:
-        if not _EXTENSIONS.fullmatch(name):
-            raise SignalError(f"it requires the extension {name[:80]!r}, which is not supported")
-
-
-def _glb(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The JSON of a GLB, and its binary chunk."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(20)
-        if head[:4] != b"glTF":
-            raise SignalError("not a GLB file: it does not start with 'glTF'")
-        if len(head) < 20:
-            raise SignalError(f"truncated: {size} bytes are too few for a header")
-        version, length, json_length, kind = struct.unpack("<4xII I4s", head)
-        if version != 2:
-            raise SignalError(f"GLB version {version} is not 2")
-        if length > size:
-            raise SignalError(f"truncated: {length} bytes claimed, {size} there")
-        if kind != b"JSON" or 20 + json_length > size:
-            raise SignalError("the JSON chunk is missing or truncated")
-        tree = json.loads(file.read(json_length))
-        if length == 20 + json_length:
-            return tree, b""
-        chunk = file.read(8)
-        claimed, kind = struct.unpack("<I4s", chunk) if len(chunk) == 8 else (0, b"")
-        binary = file.read(claimed)
-    if len(binary) < claimed:
-        raise SignalError(f"truncated: the binary chunk claims {claimed} bytes")
-    # A file that counts fewer bytes than its chunks was put together wrongly.
-    if length < (end := 20 + json_length + len(chunk) + claimed):
-        raise SignalError(f"the header claims {length} bytes, its chunks {end}")
-    return tree, binary if kind == b"BIN\0" else b""
-
-
-def _gltf(path: Path, size: int) -> None:
-    """Check that views and accessors lie within their buffers, and that nodes form trees."""
-    tree, buffers = gltf(path, path.suffix.lower())
-    views = tree.get("bufferViews", [])
-    for i, view in enumerate(views):
-        end = _count(view.get("byteOffset", 0)) + _count(view["byteLength"])
-        if end > len(buffers[view["buffer"]]):
-            raise SignalError(f"buffer view {i} ends at byte {end}, beyond its buffer")
-    for i, accessor in enumerate(tree.get("accessors", [])):
-        count = _count(accessor["count"])
-        number = np.dtype(COMPONENTS[accessor["componentType"]])
-        row = number.itemsize * COLUMNS[accessor["type"]]
-        if "bufferView" not in accessor:
-            # Zeros by definition, or compressed: no room to check against but the file itself.
-            if count > max(size * 64, 1 << 16):
-                raise SignalError(f"accessor {i} claims {count} entries")
-            continue
-        view = views[accessor["bufferView"]]
-        stride = max(_count(view.get("byteStride", row)), 1)
-        room = _count(view["byteLength"]) - _count(accessor.get("byteOffset", 0))
-        if count and (count - 1) * stride + row > room:
-            raise SignalError(f"accessor {i} claims {count} entries, more than its bytes hold")
-    _check_nodes(tree.get("nodes", []))
-
-
-def _buffer(buffer: dict[str, Any], path: Path, binary: bytes) -> bytes:
-    claimed, uri = _count(buffer["byteLength"]), buffer.get("uri")
-    if uri is None:
-        there = binary
-    elif uri.startswith("data:"):
-        there = base64.b64decode(uri.split(",", 1)[1])
-    else:
-        beside = path.parent / unquote(uri)
-        if not beside.resolve().is_relative_to(path.parent.resolve()) or not beside.is_file():
-            raise SignalError(f"its buffer {uri[:80]!r} is not there")
-        there = beside.read_bytes()
-    if claimed > len(there):
-        raise SignalError(f"a buffer claims {claimed} bytes, {len(there)} there")
-    return there[:claimed]
-
-
-def _check_nodes(nodes: list[dict[str, Any]]) -> None:
-    parents = [0] * len(nodes)
-    for node in nodes:
-        for child in node.get("children", []):
-            parents[child] += 1
-    if any(p > 1 for p in parents):
-        raise SignalError("a node has two parents")
-    queue = [i for i, p in enumerate(parents) if p == 0]
-    for i in queue:
-        queue.extend(nodes[i].get("children", []))
-    if len(queue) != len(nodes):
-        raise SignalError("nodes form a cycle")
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise SignalError(f"{value!r} is not a count")
-    return value
 
 
 def claimed_faces(path: Path, suffix: str) -> int:
@@ -368,4 +223,11 @@ def _obj(path: Path, size: int) -> None:
         raise SignalError(f"truncated: the last line has {len(last) - 1} of at least 3 entries")
 
 
-_CHECKS = {".glb": _gltf, ".gltf": _gltf, ".obj": _obj, ".off": _off, ".ply": _ply, ".stl": _stl}
+_CHECKS = {
+    ".glb": gltf.check,
+    ".gltf": gltf.check,
+    ".obj": _obj,
+    ".off": _off,
+    ".ply": _ply,
+    ".stl": _stl,
+}

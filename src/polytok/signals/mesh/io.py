@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,8 @@ from numpy.typing import NDArray
 
 from polytok.core.errors import SignalError, one_line
 from polytok.core.files import atomic_path
-from polytok.signals.mesh.headers import (
-    COLUMNS,
-    COMPONENTS,
-    check_header,
-    claimed_faces,
-    contents,
-    extras,
-    gltf,
-)
+from polytok.signals.mesh.gltf import Gltf
+from polytok.signals.mesh.headers import check_header, claimed_faces, contents, extras
 from polytok.signals.mesh.parts import only_used
 
 # What it has to say of a damaged file is said in one line here; who sets up logging sees both.
@@ -42,7 +33,6 @@ MAX_COORDINATE = 1e18
 MIN_SIDE = 1.97e-30
 MAX_FACES = 50_000_000
 
-_MODES = range(7)
 _Piece = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
 
 
@@ -145,13 +135,13 @@ def dropped(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def _pieces(path: Path, suffix: str) -> list[_Piece]:
     """The vertices and faces of every instance of every mesh of a file."""
     if suffix in (".glb", ".gltf"):
-        file = _Gltf(*gltf(path, suffix))
-        meshes: dict[int, list[_Piece]] = {}
+        file = Gltf.open(path)
+        meshes: dict[int, list[tuple[NDArray, NDArray]]] = {}
         found = []
         for number, matrix in file.instances():
             if number not in meshes:
-                meshes[number] = file.mesh(number)
-            found += [(points, faces, matrix) for points, faces, _ in meshes[number]]
+                meshes[number] = [_piece(*primitive) for primitive in file.mesh(number)]
+            found += [(points, faces, matrix) for points, faces in meshes[number]]
         return found
     data = BytesIO(contents(path, suffix))
     scene = trimesh.load_scene(data, file_type=suffix[1:], process=False, skip_materials=True)
@@ -160,14 +150,14 @@ def _pieces(path: Path, suffix: str) -> list[_Piece]:
         for matrix, name in map(scene.graph.get, scene.graph.nodes_geometry)
     ]
     return [
-        _piece(part.vertices, part.faces, matrix)
+        (*_piece(part.vertices, part.faces), np.asarray(matrix, np.float64))
         for part, matrix in parts
         if isinstance(part, trimesh.Trimesh) and len(part.faces)
     ]
 
 
-def _piece(points: Any, faces: Any, matrix: Any) -> _Piece:
-    """Convert vertices (V, 3), faces (F, 3) and a matrix (4, 4), and see that faces have vertices.
+def _piece(points: Any, faces: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Convert vertices (V, 3) and faces (F, 3), and see that faces have vertices.
 
     Raises:
         SignalError: a face names a vertex that is not there.
@@ -176,7 +166,7 @@ def _piece(points: Any, faces: Any, matrix: Any) -> _Piece:
     if len(faces) and (faces.min() < 0 or faces.max() >= len(points)):
         wrong = int(faces.min() if faces.min() < 0 else faces.max())
         raise SignalError(f"a face names vertex {wrong}, but there are {len(points)}")
-    return *only_used(points, faces), np.asarray(matrix, np.float64)
+    return only_used(points, faces)
 
 
 def _join(pieces: list[_Piece]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -192,147 +182,3 @@ def _join(pieces: list[_Piece]) -> tuple[NDArray[np.float64], NDArray[np.int64]]
         triangles.append((faces[:, ::-1] if mirrored else faces) + start)
         start += len(points)
     return np.concatenate(vertices), np.concatenate(triangles)
-
-
-@dataclass(frozen=True)
-class _Gltf:
-    """The geometry of a glTF file whose header was checked.
-
-    Args:
-        tree: its JSON. buffers: the bytes of each.
-    """
-
-    tree: dict[str, Any]
-    buffers: list[bytes]
-
-    def instances(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Number of the mesh and matrix (4, 4) of each node of the scene that has a mesh."""
-        if not self.tree.get("scenes"):
-            return
-        scene = self._entry("scenes", self.tree.get("scene", 0))
-        queue = [(node, np.eye(4)) for node in dict.fromkeys(scene.get("nodes", []))]
-        for number, above in queue:
-            node = self._entry("nodes", number)
-            matrix = above @ _matrix(node)
-            queue.extend((child, matrix) for child in node.get("children", []))
-            if "mesh" in node:
-                yield node["mesh"], matrix
-
-    def mesh(self, number: int) -> list[_Piece]:
-        """The primitives of a mesh that have faces, each where the mesh has it."""
-        found = []
-        for primitive in self._entry("meshes", number)["primitives"]:
-            mode = primitive.get("mode", 4)
-            if mode not in _MODES:
-                raise SignalError(f"{mode!r} is no mode of a primitive")
-            # Points and lines have no faces.
-            if mode >= 4:
-                found.append(_piece(*self._triangles(primitive, mode), np.eye(4)))
-        return found
-
-    def _triangles(self, primitive: dict[str, Any], mode: int) -> tuple[NDArray, NDArray]:
-        """Vertices (V, 3) and faces (F, 3) of a primitive made of triangles."""
-        number = primitive["attributes"]["POSITION"]
-        accessor = self._entry("accessors", number)
-        packed = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
-        if packed:
-            points, faces = self._unpack(packed)
-        else:
-            points = self._values(number)
-            corners = np.arange(len(points))
-            if "indices" in primitive:
-                corners = self._values(primitive["indices"]).reshape(-1)
-            if corners.dtype.kind not in "iu":
-                raise SignalError("the corners of its faces are not integers")
-            faces = _faces(corners.astype(np.int64), mode)
-        if points.shape[1] != 3:
-            raise SignalError(f"its vertices have {points.shape[1]} coordinates")
-        # Quantised coordinates are integers that may stand for -1 to 1.
-        if accessor.get("normalized") and points.dtype.kind in "iu":
-            points = np.maximum(points / np.iinfo(points.dtype).max, -1.0)
-        return points, faces
-
-    def _unpack(self, packed: dict[str, Any]) -> tuple[NDArray, NDArray]:
-        """Vertices (V, 3) and faces (F, 3) that Draco compressed."""
-        import DracoPy
-
-        number = packed["attributes"]["POSITION"]
-        try:
-            got = DracoPy.decode(bytes(self._view(packed["bufferView"])))
-        except Exception as error:
-            raise SignalError(f"its Draco data do not decode ({one_line(error, 80)})") from error
-        points = [a["data"] for a in got.attributes if a["unique_id"] == number]
-        faces = getattr(got, "faces", None)
-        if not points or faces is None:
-            raise SignalError("its Draco data hold no triangles")
-        return points[0], faces
-
-    def _values(self, number: int) -> NDArray:
-        """The entries (count, columns) of an accessor, as they are stored."""
-        accessor = self._entry("accessors", number)
-        kind, count = accessor["componentType"], accessor["count"]
-        columns, sparse = COLUMNS[accessor["type"]], accessor.get("sparse")
-        if "bufferView" in accessor:
-            values = self._rows(accessor, kind, count, columns)
-        elif sparse or not count:
-            values = np.zeros((count, columns), COMPONENTS[kind])
-        else:
-            # By definition these are zeros, which in practice an unknown extension would fill.
-            raise SignalError(f"accessor {number} has no bytes")
-        return self._replaced(values, sparse, kind) if sparse else values
-
-    def _replaced(self, values: NDArray, sparse: dict[str, Any], kind: int) -> NDArray:
-        """The entries (count, columns) of an accessor, some of them replaced by sparse ones."""
-        count, (total, columns), at = sparse["count"], values.shape, sparse["indices"]
-        if count > total:
-            raise SignalError(f"a sparse accessor has {count} of {total} entries")
-        where = self._rows(at, at["componentType"], count, 1).reshape(-1)
-        if len(where) and not 0 <= where.min() <= where.max() < total:
-            raise SignalError(f"a sparse accessor names entry {where.max()} of {total}")
-        values = values.copy()
-        values[where] = self._rows(sparse["values"], kind, count, columns)
-        return values
-
-    def _rows(self, where: dict[str, Any], kind: int, count: int, columns: int) -> NDArray:
-        """Look at ``count`` rows of numbers in a buffer view; NumPy sees that they lie within."""
-        view = self._entry("bufferViews", where["bufferView"])
-        dtype = np.dtype(COMPONENTS[kind])
-        strides = (view.get("byteStride", dtype.itemsize * columns), dtype.itemsize)
-        data, start = self._view(where["bufferView"]), where.get("byteOffset", 0)
-        return np.ndarray((count, columns), dtype, data, start, strides)
-
-    def _view(self, number: int) -> memoryview:
-        """The bytes of a buffer view."""
-        view = self._entry("bufferViews", number)
-        start = view.get("byteOffset", 0)
-        return memoryview(self.buffers[view["buffer"]])[start : start + view["byteLength"]]
-
-    def _entry(self, kind: str, number: int) -> dict[str, Any]:
-        """An entry of one of the lists of the JSON."""
-        entries = self.tree.get(kind, [])
-        if not 0 <= number < len(entries):
-            raise SignalError(f"there is no {number} among its {len(entries)} {kind}")
-        return entries[number]
-
-
-def _matrix(node: dict[str, Any]) -> NDArray[np.float64]:
-    """The matrix (4, 4) from a glTF node to the one above it."""
-    matrix = np.reshape(node.get("matrix", np.eye(4)), (4, 4)).T.astype(np.float64)
-    x, y, z, w = node.get("rotation", (0, 0, 0, 1))
-    turn = trimesh.transformations.quaternion_matrix([w, x, y, z])
-    moved = trimesh.transformations.translation_matrix(node.get("translation", (0, 0, 0)))
-    return matrix @ moved @ turn @ np.diag([*node.get("scale", (1, 1, 1)), 1.0])
-
-
-def _faces(corners: NDArray[np.int64], mode: int) -> NDArray[np.int64]:
-    """Faces (F, 3) of a list (4), strip (5) or fan (6) of triangles."""
-    if mode == 4:
-        if len(corners) % 3:
-            raise SignalError(f"{len(corners)} corners do not make triangles")
-        return corners.reshape(-1, 3)
-    first = np.arange(len(corners) - 2)
-    if mode == 6:
-        return np.stack([corners[:1].repeat(len(first)), corners[first + 1], corners[first + 2]], 1)
-    # Every second triangle of a strip runs the other way round.
-    odd = first % 2
-    return np.stack([corners[first], corners[first + 1 + odd], corners[first + 2 - odd]], 1)
