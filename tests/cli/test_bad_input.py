@@ -108,6 +108,33 @@ def test_bad_arguments(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "Missing command."),
+        (["mixture"], "Missing command."),
+        (["decode", "a.ptk", "-o", "a.glb", "--res", "x"], "'--res'"),
+        (["generate", "-o", "out", "-n", "1.5"], "'-n' / '--count'"),
+        (["generate", "barrel"], "'-o' / '--output'"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and told in lines[0] and len(lines[0]) < 160, lines
+
+
+def test_unknown_coders_are_refused_before_anything_is_encoded(
+    box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "box.ptk"
+    assert run(["encode", str(box), "-o", str(out), "--coder", "zip"]) == 2
+    assert capfd.readouterr().err == "error: --coder 'zip' is not one of auto, raw, prior\n"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("x.glb", "has extension '.glb'; known: .ptk"),

@@ -48,8 +48,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except TyperException as error:
-        text = " ".join(str(getattr(error, "message", "") or error).split())
-        return _fail(text or "no command is given; the help lists them")
+        return _fail(" ".join(error.format_message().split()))
     except PolytokError as error:
         # On one line already, and whole: it may name everything that is wrong with a file.
         return _fail(str(error))

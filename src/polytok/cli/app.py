@@ -23,7 +23,6 @@ DEFAULT_GENERATOR = "vat-512b-small-gen"
 app = typer.Typer(
     rich_markup_mode=None,  # Rich would take a third of the time that --help needs
     help="Any signal in a few tokens, and back.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -132,6 +131,8 @@ def encode(
     given = kinds.options(kind, kind.encode, seed=seed or None, **shape, **image)
     batch = Batch.of(inputs, output, ".ptk", force=force, known=kind.EXTENSIONS)
     batch.check_targets(lambda _: (".ptk",))
+    if coder not in ("auto", "raw", "prior"):
+        raise PolytokError(f"--coder {coder!r} is not one of auto, raw, prior")
     codec = api.load_codec(name, device=show.ready(device, threads))
     if coder != "prior" and (prior, text) != (None, None):
         raise PolytokError("--prior and --text belong to --coder prior")

@@ -23,7 +23,6 @@ SHOWN = 12  # values of a list, unless JSON is asked for
 app = typer.Typer(
     rich_markup_mode=None,
     help="Posterior collapse of Gaussian latents, predicted and measured.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     rich_markup_mode=None,
     help="What a BPE tokenizer tells of the text it was trained on.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 

@@ -20,7 +20,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 app = typer.Typer(
     rich_markup_mode=None,
     help="Fewer tokens in vision transformers of timm and transformers.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 

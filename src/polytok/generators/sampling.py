@@ -39,7 +39,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"temperature={self.temperature} must be above 0")
+            raise ConfigError(f"temperature={self.temperature} is not finite and above 0")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k} must not be negative")
         if not 0 <= self.top_p <= 1:
