@@ -93,7 +93,7 @@ def prepare(recipe: Recipe, config: TiTokConfig) -> ImageTraining:
 
     Raises:
         UnknownNameError: a key is unknown.
-        ConfigError: a stage has no use for a teacher, or the pictures do not fit.
+        ConfigError: a stage needs a teacher and ``pixels`` names none, or the pictures do not fit.
         WeightsError: the teacher is another tokenizer than the configuration names.
         PolytokError: the training of a teacher was interrupted.
     """
