@@ -40,7 +40,7 @@ DEIT = "deit_small_patch16_224"
 KEEPS = (0.9, 0.7, 0.5)
 # GMAC of DeiT-S, of EViT arXiv 2202.07800 and MCTF arXiv 2403.10030.
 PUBLISHED = {"evit 0.9": 4.02, "evit 0.7": 3.03, "evit 0.5": 2.31, "mctf": 2.60}
-REMOVED = (2, 4)
+REMOVED = (2, 4, 0.2)
 VARIANTS = ("even", "dropped", "one-way")
 
 

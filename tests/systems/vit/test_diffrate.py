@@ -107,6 +107,19 @@ def test_rates_start_at_half_and_the_first_block_keeps_all() -> None:
     assert near.counts()["merge"] == (17,) * 4
 
 
+@pytest.mark.parametrize("granularity", [1, 2, 5])
+def test_a_search_can_begin_with_equal_ratios(granularity: int) -> None:
+    plain = cost(tiny_deit(), image(DEIT))
+    config = SearchConfig(share=0.7, granularity=granularity, is_even=True)
+    search = RateSearch(plain, config)
+    reducer = DiffRate()
+    kept = plain.kept(reducer, plain.schedule(reducer, 0.7 * plain.plain()))
+    found = search.found()
+    assert found.merge == tuple(n + 1 for n in kept)
+    assert all(k <= n for k, n in zip(found.merge, found.prune, strict=True))
+    assert float(search.excess().detach()) < 0.04  # within 5% of the MACs: 16 patches are few
+
+
 @torch.no_grad()
 def test_survival_is_the_chance_of_a_rank() -> None:
     found = rates()

@@ -79,7 +79,11 @@ class DiffRate(Reducer):
         """Patches that are left when the others have been dropped."""
         if self.prune:
             return max(min(self.prune[state.layer] - 1, state.patches), keep)
-        return state.patches - round((state.patches - keep) * self.prune_share)
+        return self.pruned(state.patches, keep)
+
+    def pruned(self, patches: int, keep: int) -> int:
+        """Patches left by the first of the steps from ``patches`` to ``keep``, without lists."""
+        return patches - round((patches - keep) * self.prune_share)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(range(1, depth))

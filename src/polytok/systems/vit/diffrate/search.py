@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,8 @@ class SearchConfig:
         warmup_epochs: first epochs without the budget. epochs: passes over the loader.
         start: slope of the first logits; 0 gives every count the same chance, as published, so
             half of the tokens go at once; 0.1 begins near keeping all.
+        is_even: begin instead with an equal keep ratio in every block that costs the target. From
+            equal logits the budget removes all in the second block, and a short search stays there.
     """
 
     share: float = 0.6
@@ -49,6 +51,7 @@ class SearchConfig:
     epochs: int = 3
     warmup_epochs: int = 0
     start: float = 0.0
+    is_even: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -76,6 +79,23 @@ class Rates(nn.Module):
         self.prune = nn.Parameter(first.repeat(depth - 1, 1))
         self.merge = nn.Parameter(first.repeat(depth - 1, 1))
         self.patches, self.depth = patches, depth
+
+    @torch.no_grad()
+    def begin(self, prune: Sequence[int], merge: Sequence[int]) -> None:
+        """Give counts of patches, one per block, the mean; of all chances the most even ones."""
+        places = torch.arange(len(self.candidates), dtype=torch.float64)
+        for logits, counts in ((self.prune, prune), (self.merge, merge)):
+            # Just below a count, which then is the mean rounded up.
+            mean = torch.tensor(counts[1:], dtype=torch.float64)[:, None] - 0.5
+            low, high = torch.full_like(mean, -50.0), torch.full_like(mean, 50.0)
+            for _ in range(60):
+                slope = (low + high) / 2
+                found = ((-slope * places).softmax(-1) * self.candidates).sum(1, keepdim=True)
+                low, high = (
+                    torch.where(found < mean, slope, low),
+                    torch.where(found < mean, high, slope),
+                )
+            logits.copy_(-slope * places)
 
     def kept(self, step: str, layer: int) -> Tensor:
         """Tokens that stay, with the class token: a whole number with the gradient of the mean."""
@@ -222,6 +242,16 @@ class RateSearch(nn.Module):
             granularity=config.granularity,
             start=config.start,
         )
+        if config.is_even:
+            self.rates.begin(*self._even())
+
+    def _even(self) -> tuple[list[int], tuple[int, ...]]:
+        """Patches left by both steps at the one keep ratio that costs the target."""
+        reducer = DiffRate()
+        target = self.config.share * self.cost.plain()
+        kept = self.cost.kept(reducer, self.cost.schedule(reducer, target))
+        before = (self.cost.patches, *kept[:-1])
+        return [reducer.pruned(n, k) for n, k in zip(before, kept, strict=True)], kept
 
     def excess(self) -> Tensor:
         """Squared distance of the MACs to the target, in GMAC of a model as large as DeiT-S."""

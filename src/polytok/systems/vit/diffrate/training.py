@@ -29,7 +29,7 @@ class DiffRateTrainingConfig:
 
     Args:
         share: target, as a share of the plain model's MACs.
-        granularity, start: see :class:`SearchConfig`.
+        granularity, start, is_even: see :class:`SearchConfig`.
         warmup: share of the run without the budget.
         vit: sizes of the classifier.
     """
@@ -37,6 +37,7 @@ class DiffRateTrainingConfig:
     share: float = 0.6
     granularity: int = 4
     start: float = 0.0
+    is_even: bool = False
     warmup: float = 0.0
     vit: dict[str, Any] = field(default_factory=dict)
 
@@ -56,9 +57,8 @@ class DiffRateTraining(nn.Module):
         self.config = replace(config, vit=_shared.sizes_of(classifier))
         self.classifier = Frozen(classifier)
         side = classifier.config.size
-        searched = SearchConfig(
-            share=config.share, granularity=config.granularity, start=config.start
-        )
+        names = ("share", "granularity", "start", "is_even")
+        searched = SearchConfig(**{name: getattr(config, name) for name in names})
         found = cost(classifier.vit, torch.zeros(1, 3, side, side))
         self.search = RateSearch(found, searched)
 
