@@ -17,6 +17,7 @@ from polytok.data.scenes import COLOURS, ID, KINDS, QUESTION, SHAPES, WORDS, dra
 from polytok.data.scenes import draw_scenes as draw
 from polytok.networks.pretrained.optional import import_hf
 from polytok.systems.vlm.dyvte import DyVTEGates, train_gates
+from polytok.training.muon import Muon
 
 PATCHES, QUESTIONS = 64, 8
 
@@ -75,7 +76,7 @@ def train(seed: int, steps: int, *, batch: int = 32, lr: float = 1.5e-3, every: 
     model.set_attn_implementation("eager")
     head = nn.Linear(64, len(COLOURS) * len(SHAPES))
     parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = _optimizer(model, head, lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     rng = torch_rng(seed, "scenes", "train")
     start = time.perf_counter()
@@ -98,6 +99,18 @@ def train(seed: int, steps: int, *, batch: int = 32, lr: float = 1.5e-3, every: 
             print(step + 1, f"{seconds:.0f} s", round(present.item(), 4), found, flush=True)
     model.set_attn_implementation("sdpa")
     return model.eval()
+
+
+def _optimizer(model: nn.Module, head: nn.Module, lr: float) -> Muon:
+    """Muon for the matrices of the layers, which learn in fewer steps by it."""
+    named = list(model.named_parameters())
+    inner = [p for name, p in named if ".layers." in name and p.ndim == 2]
+    outer = [p for name, p in named if ".layers." not in name or p.ndim != 2]
+    groups = [
+        {"params": inner, "orthogonal": True},
+        {"params": [*outer, *head.parameters()], "orthogonal": False},
+    ]
+    return Muon(groups, scale=1.0, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
 
 
 @torch.no_grad()
