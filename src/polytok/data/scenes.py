@@ -14,7 +14,7 @@ from torch import Tensor
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 SHAPES = ("circle", "square", "triangle")
 SIZES = ("small", "large")
-KINDS = ("shape", "size", "count", "exists", "column", "left")
+KINDS = ("shape", "size", "count", "exists", "left")
 NUMBERS = ("0", "1", "2", "3", "4", "5")
 WORDS = (
     *("<pad>", "<bos>", "<image>", "-", "?", "no", "yes"),
@@ -109,7 +109,6 @@ def draw_questions(scenes: Scenes, count: int, rng: torch.Generator) -> tuple[Te
     asked_shape = torch.where(is_asked, shape, other_shape)
     same = (scenes.shape[:, None] == other_shape[..., None]) & scenes.is_there[:, None]
     column = scenes.place[..., 0]
-    quarter = (column.gather(1, a) * 4 / scenes.image.shape[-1]).long().clamp(0, 3)
     is_left = column.gather(1, a) < column.gather(1, b)
 
     first, nothing = ID["red"] + colour, torch.full_like(colour, ID["-"])
@@ -119,7 +118,6 @@ def draw_questions(scenes: Scenes, count: int, rng: torch.Generator) -> tuple[Te
         "size": (first, nothing, ID["small"] + size),
         "count": (shapes + other_shape, nothing, ID["0"] + same.sum(-1)),
         "exists": (first, shapes + asked_shape, yes + (asked_shape == shape).long()),
-        "column": (first, nothing, ID["0"] + quarter),
         "left": (first, ID["red"] + scenes.colour.gather(1, b), yes + is_left.long()),
     }
     found = torch.empty(batch, count, QUESTION, dtype=torch.int64)
