@@ -41,7 +41,7 @@ KEEPS = (0.9, 0.7, 0.5)
 # GMAC of DeiT-S, of EViT arXiv 2202.07800 and MCTF arXiv 2403.10030.
 PUBLISHED = {"evit 0.9": 4.02, "evit 0.7": 3.03, "evit 0.5": 2.31, "mctf": 2.60}
 REMOVED = (2, 4, 0.2)
-VARIANTS = ("even", "dropped", "one-way")
+VARIANTS = ("even", "constant", "dropped", "one-way")
 
 
 def identity(args: argparse.Namespace) -> None:
@@ -266,7 +266,7 @@ def _tuned(folders: list[Path], classifier: Path, plain: Any) -> Iterator[Measur
 def _searched(
     plain: Any, found: ModelCost, reducer: DiffRate, label: str, seed: int
 ) -> Iterator[Measured]:
-    """Counts that were found, and even counts and EViT at no fewer MACs."""
+    """Counts that were found; equal ratios, EViT and a constant r at as many MACs or just fewer."""
     depth = len(found.blocks)
     spent = found.reduced(reducer, reducer.schedule(depth))
     lists = {"prune": reducer.prune, "merge": reducer.merge, "schedule": reducer.schedule(depth)}
@@ -274,6 +274,13 @@ def _searched(
     for name in ("diffrate", "evit"):
         even = found.schedule(method(name)[1], spent)
         yield _case(plain, found, name, f"even, as {label}", {"schedule": even}, seed)
+    plain_reducer = method("diffrate")[1]
+    for r in range(1, found.patches):
+        constant = Schedule.removals(r, plain_reducer.layers(depth))
+        if found.reduced(plain_reducer, constant) <= spent:
+            options = {"schedule": constant}
+            yield _case(plain, found, "diffrate", f"constant r, as {label}", options, seed)
+            break
 
 
 def _loaded(folder: Path) -> Any:
@@ -310,6 +317,7 @@ def plot(args: argparse.Namespace) -> None:
         name = f"{row['method']} {kind}" if kind in ("tuned", "searched") else row["method"]
         lines.setdefault(name, {}).setdefault(row["macs_share"], []).append(row["accuracy"])
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # more lines than the usual ten
     for name, points in sorted(lines.items()):
         x = sorted(points)
         axes.plot(x, [100 * sum(points[v]) / len(points[v]) for v in x], "o-", label=name)
