@@ -274,13 +274,11 @@ def _searched(
     for name in ("diffrate", "evit"):
         even = found.schedule(method(name)[1], spent)
         yield _case(plain, found, name, f"even, as {label}", {"schedule": even}, seed)
-    plain_reducer = method("diffrate")[1]
-    for r in range(1, found.patches):
-        constant = Schedule.removals(r, plain_reducer.layers(depth))
-        if found.reduced(plain_reducer, constant) <= spent:
-            options = {"schedule": constant}
-            yield _case(plain, found, "diffrate", f"constant r, as {label}", options, seed)
-            break
+    unlisted = method("diffrate")[1]
+    layers = unlisted.layers(depth)
+    constants = (Schedule.removals(r, layers) for r in range(1, found.patches))
+    constant = next(s for s in constants if found.reduced(unlisted, s) <= spent)
+    yield _case(plain, found, "diffrate", f"constant r, as {label}", {"schedule": constant}, seed)
 
 
 def _loaded(folder: Path) -> Any:
@@ -317,10 +315,14 @@ def plot(args: argparse.Namespace) -> None:
         name = f"{row['method']} {kind}" if kind in ("tuned", "searched") else row["method"]
         lines.setdefault(name, {}).setdefault(row["macs_share"], []).append(row["accuracy"])
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # more lines than the usual ten
+    colours: dict[str, str] = {}
     for name, points in sorted(lines.items()):
         x = sorted(points)
-        axes.plot(x, [100 * sum(points[v]) / len(points[v]) for v in x], "o-", label=name)
+        y = [100 * sum(points[v]) / len(points[v]) for v in x]
+        known = name.split()[0]
+        look = "o-" if known == name else "*"  # a method's tuned and searched points are its stars
+        colour = colours.setdefault(known, f"C{len(colours)}")
+        axes.plot(x, y, look, label=name, color=colour, markersize=6 if look == "o-" else 11)
     whole = [row["accuracy"] for row in stored if row["method"] == "plain"]
     axes.axhline(100 * sum(whole) / len(whole), color="grey", lw=1, label="plain")
     axes.set(xlabel="share of MACs", ylabel="accuracy, %")

@@ -256,6 +256,8 @@ def test_what_cannot_be_searched_is_refused() -> None:
         search_rates(averaging, lambda: [(image(DEIT), torch.tensor([0, 1]))], SearchConfig())
     with pytest.raises(ConfigError, match=r"share=1\.5"):
         SearchConfig(share=1.5)
+    with pytest.raises(ConfigError, match="both say where to begin"):
+        SearchConfig(start=0.1, is_even=True)
     with pytest.raises(ConfigError, match="nothing to search"):
         Rates(4, 4, granularity=4)
 

@@ -39,8 +39,8 @@ class SearchConfig:
         warmup_epochs: first epochs without the budget. epochs: passes over the loader.
         start: slope of the first logits; 0 gives every count the same chance, as published, so
             half of the tokens go at once; 0.1 begins near keeping all.
-        is_even: begin instead with an equal keep ratio in every block that costs the target. From
-            equal logits the budget removes all in the second block, and a short search stays there.
+        is_even: begin instead with one keep ratio for every block, which costs the target. From
+            ``start`` the budget removes all in the second block, and a short search stays there.
     """
 
     share: float = 0.6
@@ -58,6 +58,8 @@ class SearchConfig:
             raise ConfigError(f"share={self.share} is not within (0, 1)")
         if self.granularity < 1 or self.epochs < 1 or self.start < 0:
             raise ConfigError("granularity and epochs must be at least 1, and start at least 0")
+        if self.is_even and self.start:
+            raise ConfigError(f"start={self.start} and is_even=True both say where to begin")
 
 
 class Rates(nn.Module):
@@ -82,7 +84,7 @@ class Rates(nn.Module):
 
     @torch.no_grad()
     def begin(self, prune: Sequence[int], merge: Sequence[int]) -> None:
-        """Give counts of patches, one per block, the mean; of all chances the most even ones."""
+        """Make counts of patches, one per block, the means, by the logits that are least uneven."""
         places = torch.arange(len(self.candidates), dtype=torch.float64)
         for logits, counts in ((self.prune, prune), (self.merge, merge)):
             # Just below a count, which then is the mean rounded up.
@@ -91,10 +93,8 @@ class Rates(nn.Module):
             for _ in range(60):
                 slope = (low + high) / 2
                 found = ((-slope * places).softmax(-1) * self.candidates).sum(1, keepdim=True)
-                low, high = (
-                    torch.where(found < mean, slope, low),
-                    torch.where(found < mean, high, slope),
-                )
+                is_low = found < mean
+                low, high = torch.where(is_low, slope, low), torch.where(is_low, high, slope)
             logits.copy_(-slope * places)
 
     def kept(self, step: str, layer: int) -> Tensor:
