@@ -59,6 +59,7 @@ def train_config(seed: int, samples: int) -> TrainConfig:
     return TrainConfig(
         batch_size=16,
         lr=1.5e-3,
+        muon=("net.blocks.*",),
         betas=(0.9, 0.95),
         weight_decay=0.05,
         warmup_samples=samples // 20,
