@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=3500, help="of the scenes' model")
+    parser.add_argument("--steps", type=int, default=3000, help="of the scenes' model")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="trained models lie here")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--fresh", action="store_true", help="drop the stored rows")

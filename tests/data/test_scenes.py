@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from polytok.data.scenes import COLOURS, ID, KINDS, QUESTION, SHAPES, WORDS, draw_questions
+from polytok.data.scenes import (
+    COLOURS,
+    ID,
+    KINDS,
+    QUESTION,
+    SHAPES,
+    SIZES,
+    WORDS,
+    draw_captions,
+    draw_questions,
+)
 from polytok.data.scenes import draw_scenes as draw
 
 
@@ -67,6 +77,26 @@ def test_answers_are_right_and_no_kind_is_rare() -> None:
     assert bool((share > 0.15).all())
     yes = questions[..., -1][kinds == KINDS.index("exists")] == ID["yes"]
     assert 0.5 < yes.float().mean() < 0.8
+
+
+def test_captions_say_what_an_object_is_and_in_which_quarter() -> None:
+    scenes = draw(100, rng())
+    captions = draw_captions(scenes, 6, rng(1))
+    assert captions.shape == (100, 6, QUESTION)
+    told = set()
+    for i in range(100):
+        there = scenes.is_there[i].nonzero().flatten().tolist()
+        by_colour = {COLOURS[scenes.colour[i, j]]: j for j in there}
+        for caption in captions[i]:
+            none, colour, quarter, shape, size = (WORDS[int(w)] for w in caption)
+            at = by_colour[colour]
+            assert none == "-" and shape == SHAPES[scenes.shape[i, at]]
+            assert size == SIZES[scenes.size[i, at]]
+            x = float(scenes.place[i, at, 0])
+            assert 16 * int(quarter) <= x < 16 * (int(quarter) + 1)
+            told.add((i, at))
+    # Every object has its turn.
+    assert len(told) > 0.7 * int(scenes.is_there.sum())
 
 
 def test_draws_repeat() -> None:

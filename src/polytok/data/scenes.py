@@ -24,7 +24,7 @@ WORDS = (
 
 ID = {word: i for i, word in enumerate(WORDS)}
 QUESTION = 5
-"""Words of a question with its answer."""
+"""Words of a question with its answer, and of a caption."""
 
 _RGB = torch.tensor(
     [[1, 0.1, 0.1], [0.1, 0.9, 0.1], [0.2, 0.3, 1], [1, 0.9, 0.1], [1, 0.2, 1], [0.1, 0.9, 0.9]]
@@ -128,3 +128,22 @@ def draw_questions(scenes: Scenes, count: int, rng: torch.Generator) -> tuple[Te
         )
         found = torch.where((kind == i)[..., None], row, found)
     return found, kind
+
+
+def draw_captions(scenes: Scenes, count: int, rng: torch.Generator) -> Tensor:
+    """``count`` captions per scene, each of one object: ids (B, count, QUESTION).
+
+    No kind, then colour, how many quarters of the picture lie left of its middle, shape, size.
+    """
+    odds = scenes.is_there.float()
+    which = torch.multinomial(odds, count, replacement=True, generator=rng)
+    colour, shape, size = (x.gather(1, which) for x in (scenes.colour, scenes.shape, scenes.size))
+    column = scenes.place[..., 0].gather(1, which) * 4 / scenes.image.shape[-1]
+    words = (
+        torch.full_like(which, ID["-"]),
+        ID["red"] + colour,
+        ID["0"] + column.long(),
+        ID["circle"] + shape,
+        ID["small"] + size,
+    )
+    return torch.stack(words, -1)
