@@ -104,8 +104,8 @@ def inputs_of(image: Tensor, rows: Tensor, is_caption: Tensor | None = None) -> 
 def train(seed: int, steps: int, *, batch: int = 32, lr: float = 1.5e-3, every: int = 250) -> Any:
     """Train on answers and captions, and the class token on which objects are there, as in CLIP.
 
-    Captions bind what is at a place to its colour's word. From answers alone that takes three times
-    the steps, and places, which only one kind of question asks for, are never learnt.
+    Captions bind places to a colour's word; from answers alone, of which only one kind asks for
+    places, who is further left stays a guess.
     """
     model = build(seed)
     # The backward of a CPU's fused attention is slow at this size.
