@@ -165,6 +165,22 @@ def coders_table(folder: Path) -> str:
     return markdown(head, out or [[MISSING, *["–"] * 4]])
 
 
+def efforts_table(folder: Path) -> str:
+    """What searching for a code brings, and what it takes."""
+    out = [
+        [
+            f"{row['domain']}: {row['model']}",
+            *(str(row[key]) for key in ("pictures", "tokens", "effort")),
+            f"{row['psnr']:.2f}",
+            f"{row['bytes']:.1f}",
+            f"{row['seconds']:.2f}",
+        ]
+        for row in _rows("efforts", folder)
+    ]
+    head = ["searched codes", "pictures", "tokens", "effort", "PSNR, dB", "bytes", "seconds"]
+    return markdown(head, out or [[MISSING, *["–"] * 6]])
+
+
 def judge_table(folder: Path) -> str:
     """What the network is that judges."""
     data = load("image_rd_tiles", folder)
@@ -194,6 +210,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "image-gain": gain_table,
     "image-prefixes": prefixes_table,
     "image-coders": coders_table,
+    "image-efforts": efforts_table,
     "image-digits": partial(samples_table, pictures="digits"),
     "image-cifar10": partial(samples_table, pictures="cifar10"),
     "image-judge": judge_table,

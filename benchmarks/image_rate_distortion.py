@@ -13,6 +13,7 @@ give it pictures that may.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -54,6 +55,7 @@ JUDGE = "judge.safetensors"
 BATCH_PIXELS = 64 * 64 * 64
 KODAK_PIXELS = 768 * 512
 SHEET_PICTURES = 2  # of each folder
+EFFORTS = (0, 2, 5, 9)
 
 
 @dataclass(frozen=True)
@@ -439,6 +441,47 @@ def make_judge(args: argparse.Namespace) -> None:
     print(told, flush=True)
 
 
+def efforts(args: argparse.Namespace) -> None:
+    """PSNR and time of searched codes, whole and of a quarter of the tokens, by effort."""
+    about = {
+        "method": "codes of held-back pictures of one tile at each effort: mean PSNR over "
+        "pictures, mean bytes of their files and seconds of encoding one picture",
+        "efforts": list(EFFORTS),
+        "threads": torch.get_num_threads(),
+        "limit": args.limit,
+    }
+    keys = ("domain", "model", "tokens", "effort")
+    results = Results("image_rd_efforts", about, fresh=args.fresh, folder=args.out, keys=keys)
+    known = {tuple(row[key] for key in keys) for row in results.rows}
+    for folder in args.pictures:
+        pictures, _ = held_back(folder, args.limit)
+        for model in args.model:
+            codec = load_codec(model)
+            for tokens in (codec.num_tokens, codec.num_tokens // 4):
+                for effort in EFFORTS:
+                    row = {"domain": Path(folder).name, "model": model, "tokens": tokens}
+                    row |= {"effort": effort}
+                    if tuple(row[key] for key in keys) not in known:
+                        results.rows.append(row | searched(codec, pictures, tokens, effort))
+                        results.save()
+                        print(results.rows[-1], flush=True)
+
+
+def searched(codec: Any, pictures: Sequence[Image.Image], tokens: int, effort: int) -> Row:
+    """Mean PSNR, bytes of a file and seconds of codes of one effort."""
+    start = time.perf_counter()
+    codes = [codec.encode(picture, tokens=tokens, effort=effort) for picture in pictures]
+    seconds = (time.perf_counter() - start) / len(pictures)
+    shown = batches([codec.decode(code)[0] for code in codes])
+    scores = [psnr(one, true) for one, true in zip(shown, batches(pictures), strict=True)]
+    return {
+        "pictures": len(pictures),
+        "psnr": float(torch.cat(scores).mean()),
+        "bytes": float(np.mean([len(codec.pack(code)[0]) for code in codes])),
+        "seconds": seconds,
+    }
+
+
 def coders(args: argparse.Namespace) -> None:
     """Bytes of whole codes by coder, each file read back."""
     protocol = {
@@ -566,6 +609,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "kodak": kodak,
         "prefixes": prefixes,
         "coders": coders,
+        "efforts": efforts,
         "plot": draw,
         "sheet": make_sheet,
     }

@@ -19,7 +19,7 @@ from cli.commands import run
 from contracts import pictures
 from contracts.pictures import SYSTEM
 from polytok import bitstream
-from polytok.cli import kinds
+from polytok.cli import images, kinds
 from polytok.core import hub, registry
 from polytok.core.registry import Weights
 from polytok.data.pictures import read_pictures, split_of
@@ -456,6 +456,19 @@ def test_any_content_under_any_name_and_mode(kind: str, image_model: Path, tmp_p
         assert bitstream.read_header(out.read_bytes()).size == (24, 24)
 
 
+def test_a_searched_file_fits_and_is_nearer(photo: Path, tmp_path: Path) -> None:
+    plain, searched = tmp_path / "plain.ptk", tmp_path / "searched.ptk"
+    assert run("encode", photo, "-o", plain, "--bytes", 60) == 0
+    assert run("encode", photo, "-o", searched, "--bytes", 60, "--effort", 4) == 0
+    assert max(plain.stat().st_size, searched.stat().st_size) <= 60
+    scores = []
+    for code in (plain, searched):
+        picture = code.with_suffix(".png")
+        assert run("decode", code, "-o", picture) == 0
+        scores.append(images.compare(photo, picture)["psnr"])
+    assert scores[1] > scores[0] + 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -463,7 +476,8 @@ def test_any_content_under_any_name_and_mode(kind: str, image_model: Path, tmp_p
         (["--tokens", 17], "tokens=17 is not within 1..16"),
         (["--tokens", 0], "greater than or equal to 1"),
         (["--tiles", 17], "tiles=17 is not within 1..16"),
-        (["--effort", 3], "--effort is not for images"),
+        (["--effort", 3], "has no search, as TiTok and One-D-Piece have; use 0"),
+        (["--effort", 10], "less than or equal to 9"),
         (["--seed", 3], "--seed is not for images"),
         (["--background", "clear"], "--background 'clear' is no colour"),
         (["--coder", "prior"], "unknown model '.*-gen'"),

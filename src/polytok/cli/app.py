@@ -54,9 +54,9 @@ Generator = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of every random draw.", min=0)]
 Effort = Annotated[int, typer.Option(help="0 feed-forward .. 9 longest search.", min=0, max=9)]
-ShapeEffort = Annotated[
+AnyEffort = Annotated[
     int | None,
-    typer.Option("--effort", help="Shapes: 0 (default) .. 9 longest search.", min=0, max=9),
+    typer.Option("--effort", help="0 feed-forward (default) .. 9 longest search.", min=0, max=9),
 ]
 ShapeStretch = Annotated[
     bool | None,
@@ -102,7 +102,7 @@ def encode(
     max_bytes: Annotated[
         int | None, typer.Option("--bytes", help="Keep the most scales or tokens that fit.", min=1)
     ] = None,
-    effort: ShapeEffort = None,
+    effort: AnyEffort = None,
     stretch: ShapeStretch = None,
     tokens: Tokens = None,
     tiles: Tiles = None,
@@ -127,8 +127,9 @@ def encode(
 
     kind, name = kinds.of_inputs(model, inputs)
     image = {"tokens": tokens, "tiles": tiles, "background": background}
-    shape = {"effort": effort, "stretch": stretch}
-    given = kinds.options(kind, kind.encode, seed=seed or None, **shape, **image)
+    given = kinds.options(
+        kind, kind.encode, seed=seed or None, effort=effort, stretch=stretch, **image
+    )
     batch = Batch.of(inputs, output, ".ptk", force=force, known=kind.EXTENSIONS)
     batch.check_targets(lambda _: (".ptk",))
     if coder not in ("auto", "raw", "prior"):
@@ -148,7 +149,7 @@ def encode(
             return kind.count(codec, codes)
         return kind.count(codec, codec.unpack(pack(codes), prior=symbols))
 
-    if max_bytes is not None and codec.spec.modality == "shape":
+    if max_bytes is not None:
         given["fit"] = fit
 
     def work(source: Path, target: Path) -> dict[str, Any]:
@@ -438,7 +439,7 @@ def evaluate(
     model: AnyModel = None,
     every: Annotated[int, typer.Option(help="Only every n-th file.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="At most so many files.", min=1)] = None,
-    effort: ShapeEffort = None,
+    effort: AnyEffort = None,
     stretch: ShapeStretch = None,
     resolution: ShapeResolution = None,
     tokens: Tokens = None,
@@ -461,9 +462,11 @@ def evaluate(
     if output is not None and output.exists() and not force:
         raise PolytokError(f"{output} exists already; use --force to replace it")
     kind, name = kinds.of_inputs(model, [str(source)])
-    shape = {"effort": effort, "stretch": stretch, "res": resolution}
+    shape = {"stretch": stretch, "res": resolution}
     image = {"tokens": tokens, "tiles": tiles, "bytes": max_bytes}
-    given = kinds.options(kind, kind.score, prefixes=prefixes or None, **shape, **image)
+    given = kinds.options(
+        kind, kind.score, prefixes=prefixes or None, effort=effort, **shape, **image
+    )
     show.ready("cpu", threads)
     codec = api.load_codec(name)
     report = run(source, codec, kind, every=every, limit=limit, seed=seed, options=given)

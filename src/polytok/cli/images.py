@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,20 @@ def encode(
     *,
     tokens: int | None = None,
     tiles: int = 1,
+    effort: int = 0,
     background: str = "white",
+    fit: Callable[[Codes], int] | None = None,
 ) -> Codes:
-    """Encode a picture file, and say what of it is changed or left out."""
+    """Encode a picture file, and say what of it is changed or left out.
+
+    ``fit`` counts the tokens of every tile that its file may hold: no others are searched for.
+    """
     return codec.encode(
         source,
         tokens=tokens,
         tiles=tiles,
+        effort=effort,
+        fit=fit,
         background=_colour(background),
         note=lambda text: show.note(f"{source}: {text}"),
     )
@@ -121,10 +129,12 @@ def settings(
     tokens: int | None = None,
     bytes: int | None = None,
     tiles: int = 1,
+    effort: int = 0,
     prefixes: bool = False,
 ) -> Row:
     """What the scores depend on."""
-    return {"tokens": tokens or "all", "bytes": bytes or "any", "tiles": tiles}
+    kept = {"tokens": tokens or "all", "bytes": bytes or "any", "tiles": tiles}
+    return kept | {"effort": effort}
 
 
 def read(path: Path) -> Image.Image:
@@ -144,11 +154,18 @@ def score(
     tokens: int | None = None,
     bytes: int | None = None,
     tiles: int = 1,
+    effort: int = 0,
     prefixes: bool = False,
 ) -> Row:
     """Encode, decode and score a picture, and prefixes of 1, 2, 4, ... tokens if asked for."""
     start = time.perf_counter()
-    codes = codec.encode(picture, tokens=tokens, tiles=tiles)
+
+    def fit(codes: Codes) -> int:
+        return count(codec, codec.unpack(codec.pack(codes, max_bytes=bytes)[0]))
+
+    codes = codec.encode(
+        picture, tokens=tokens, tiles=tiles, effort=effort, fit=None if bytes is None else fit
+    )
     [data] = codec.pack(codes, max_bytes=bytes)
     middle = time.perf_counter()
     codes = codec.unpack(data)

@@ -46,7 +46,7 @@ def test_a_prefix_decodes_as_its_latents_do_and_the_whole_as_titok_does() -> Non
     plain = built(tail_drop=None)
     plain.load_state_dict(model.state_dict())
     codes = model.encode(batch)
-    latents = model.bottleneck(model._features(batch["image"])).latents
+    latents = model.bottleneck(model.features(batch["image"])).latents
     for count in range(1, TOKENS + 1):
         wanted = model.picture(latents[:, :count]).clamp(0, 1)
         assert torch.equal(model.decode(codes.prefix(tokens=count))["image"], wanted)

@@ -49,7 +49,7 @@ def context() -> StepContext:
 @torch.no_grad()
 def test_ids_decode_to_what_their_latents_decode_to() -> None:
     model, batch = built(), image_batch(3)
-    out = model.bottleneck(model._features(batch["image"]))
+    out = model.bottleneck(model.features(batch["image"]))
     codes = model.encode(batch)
     assert torch.equal(codes.indices[0], out.indices[0])
     wanted = model.picture(out.latents)
@@ -82,7 +82,7 @@ def test_the_legacy_layout_is_a_reshape_where_a_transposition_was_meant() -> Non
 def test_layouts_differ_unless_there_is_one_token(num_latents: int) -> None:
     plain, legacy = (built(layout=n, num_latents=num_latents) for n in ("plain", "legacy"))
     legacy.load_state_dict(plain.state_dict())
-    features = [model._features(image_batch(2)["image"]) for model in (plain, legacy)]
+    features = [model.features(image_batch(2)["image"]) for model in (plain, legacy)]
     assert torch.equal(*features) == (num_latents == 1)
 
 
@@ -157,7 +157,7 @@ def test_gaussian_tokens_are_means_samples_on_request_and_noisy_in_training() ->
     model, batch = built(bottleneck="gaussian", code_dim=16), image_batch(3)
     assert (model.spec.levels, model.spec.latent_dim) == ((), 16)
     with torch.no_grad():
-        mean, log_variance = model.bottleneck.moments(model._features(batch["image"]))
+        mean, log_variance = model.bottleneck.moments(model.features(batch["image"]))
         codes = model.encode(batch)
         assert torch.equal(codes.latents, mean)
         draw = model.encode(batch, rng=torch_rng(3)).latents
@@ -176,7 +176,7 @@ def test_the_codebook_starts_among_the_first_features_and_only_once() -> None:
     model, batches = built(), [image_batch(4), image_batch(6)]
     model.start_stage(STAGE["direct"], batches)
     with torch.no_grad():
-        features = torch.cat([model._features(b["image"]) for b in batches])
+        features = torch.cat([model.features(b["image"]) for b in batches])
         near = F.normalize(features.flatten(0, 1), dim=-1) @ model.bottleneck.codes.T
     # 80 features for 256 codes: each has a code of its own.
     assert float(near.max(1).values.min()) > 0.999

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -18,6 +19,7 @@ from polytok.core.contracts import Codes, Tokenizer, TokenizerSpec
 from polytok.core.errors import ConfigError, PolytokError, SignalError
 from polytok.signals import image as images
 from polytok.systems.codec import Codec
+from polytok.systems.image.search import MAX_EFFORT, Searchable, refine
 from polytok.systems.images import check_ids
 
 Signal = Image.Image | Tensor | str | PathLike[str]
@@ -87,6 +89,8 @@ class ImageCodec(Codec):
         *,
         tokens: int | None = None,
         tiles: int = 1,
+        effort: int = 0,
+        fit: Callable[[Codes], int] | None = None,
         background: Sequence[int] = images.WHITE,
         note: Callable[[str], object] | None = None,
     ) -> Codes:
@@ -94,6 +98,9 @@ class ImageCodec(Codec):
 
         Args:
             tokens: keep so many of every tile, the first ones; default all.
+            effort: 0 is the feed-forward code; up to 9 searches for tokens that decode nearer to
+                the picture, see :mod:`polytok.systems.image.search`.
+            fit: counts the tokens of every tile that may stay, before the search.
             tiles: along the longest side, 1..16; the other side has as many as keep them nearest
                 to square.
             background: red, green, blue in 0..255, over which transparency is laid.
@@ -101,23 +108,24 @@ class ImageCodec(Codec):
 
         Raises:
             SignalError: a picture cannot be read, or an array is no image in [0, 1].
-            PolytokError: ``tokens`` or ``tiles`` is out of range, or the pictures of a list have
-                different numbers of tiles.
+            PolytokError: ``tokens``, ``tiles`` or ``effort`` is out of range, the tokenizer cannot
+                search, or the pictures of a list have different numbers of tiles.
         """
         bitstream.tile_grid(1, 1, tiles)  # refuses what is out of range before anything is read
         if tokens is not None:
             self._check_tokens(tokens, self.num_tokens)
+        self._check_effort(effort)
         items = _listed(signals)
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
-        parts = [self._encode_one(self.read(i, background, note=note), tiles) for i in items]
+        make = partial(self._encode_one, tiles=tiles, tokens=tokens, effort=effort, fit=fit)
+        parts = [make(self.read(item, background, note=note)) for item in items]
         counts = sorted({_num_tiles(part) for part in parts})
         if len(counts) > 1:
             raise PolytokError(
                 f"the pictures have {counts[0]} to {counts[-1]} tiles; encode them one by one"
             )
-        codes = Codes.cat(parts)
-        return codes if tokens is None else self.prefix(codes, tokens)
+        return Codes.cat(parts)
 
     def decode(
         self, codes: Codes, *, tokens: int | None = None, size: int | None = None
@@ -173,19 +181,36 @@ class ImageCodec(Codec):
             )
         return images.flat(picture, background, note=note)
 
-    @torch.inference_mode()
-    def _encode_one(self, picture: Image.Image, tiles: int) -> Codes:
+    def _encode_one(
+        self,
+        picture: Image.Image,
+        *,
+        tiles: int,
+        tokens: int | None,
+        effort: int,
+        fit: Callable[[Codes], int] | None,
+    ) -> Codes:
         grid = bitstream.tile_grid(*picture.size, tiles)
         values = torch.from_numpy(images.to_tiles(picture, self.size, grid))
-        ids = [
-            self.model.encode({"image": part.to(self.device)}).indices[0].cpu()
-            for part in values.split(MICRO_BATCH)
-        ]
-        return Codes(
-            # The first token of every tile, then the second, so a prefix is a shorter code.
-            indices=(torch.cat(ids).T.reshape(1, -1),),
-            meta={"size": torch.tensor([picture.size]), "tiles": torch.tensor([tiles])},
-        )
+        parts = values.to(self.device).split(MICRO_BATCH)
+
+        def codes(ids: Tensor) -> Codes:
+            return Codes(
+                # The first token of every tile, then the second, so a prefix is a shorter code.
+                indices=(ids.T.reshape(1, -1).cpu(),),
+                meta={"size": torch.tensor([picture.size]), "tiles": torch.tensor([tiles])},
+            )
+
+        with torch.no_grad():
+            ids = torch.cat([self.model.encode({"image": part}).indices[0] for part in parts])
+        ids = ids[:, :tokens]
+        if fit is not None:
+            ids = ids[:, : fit(codes(ids))]
+        if effort:
+            assert isinstance(self.model, Searchable)
+            pairs = zip(parts, ids.split(MICRO_BATCH), strict=True)
+            ids = torch.cat([refine(self.model, *pair, effort=effort) for pair in pairs])
+        return codes(ids)
 
     @torch.inference_mode()
     def _decode_one(self, codes: Codes, size: int | None) -> Image.Image:
@@ -198,6 +223,14 @@ class ImageCodec(Codec):
             for part in ids.split(MICRO_BATCH)
         ]
         return images.from_tiles(torch.cat(values).numpy(), grid, _fitted((width, height), size))
+
+    def _check_effort(self, effort: int) -> None:
+        if not 0 <= effort <= MAX_EFFORT:
+            raise PolytokError(f"effort={effort} is not within 0..{MAX_EFFORT}")
+        if effort and not isinstance(self.model, Searchable):
+            raise PolytokError(
+                f"effort={effort}: {self.name} has no search, as TiTok and One-D-Piece have; use 0"
+            )
 
     def _check_tokens(self, tokens: int, present: int) -> None:
         if not 1 <= tokens <= present:

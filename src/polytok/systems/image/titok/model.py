@@ -160,7 +160,7 @@ class TiTok(Tokenizer):
         """Start the codebook by k-means when quantization begins, unless it rests."""
         is_learning = self.is_quantized and not self.is_encoder_frozen
         if isinstance(self.bottleneck, VectorQuantizer) and is_learning:
-            start_codebook(self.bottleneck, (self._features(self._images(b)) for b in batches))
+            start_codebook(self.bottleneck, (self.features(self._images(b)) for b in batches))
 
     def encode(self, batch: Batch, *, rng: torch.Generator | None = None) -> Codes:
         """Codes of ``image`` (B, 3, H, W); Gaussian tokens are means, or samples given ``rng``.
@@ -168,7 +168,7 @@ class TiTok(Tokenizer):
         Raises:
             SignalError: the images have another size than the model's, or values outside [0, 1].
         """
-        out = self.bottleneck(self._features(self._images(batch)), rng=rng)
+        out = self.bottleneck(self.features(self._images(batch)), rng=rng)
         return Codes(latents=out.latents) if out.indices is None else Codes(indices=out.indices)
 
     def decode(
@@ -267,7 +267,7 @@ class TiTok(Tokenizer):
         accuracy = (logits.argmax(-1) == wanted).float().mean()
         return losses, {"code_accuracy": accuracy}, {"logits": logits}
 
-    def _features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """What the bottleneck gets (B, K, ...)."""
         tokens = self.encoder(image)
         return self.to_code(legacy_layout(tokens) if self.config.layout == "legacy" else tokens)
@@ -277,7 +277,7 @@ class TiTok(Tokenizer):
 
     def _bottleneck(self, image: Tensor, batch: Batch) -> BottleneckOutput:
         """The bottleneck's output; in training, Gaussian tokens are samples."""
-        features = self._features(image)
+        features = self.features(image)
         if isinstance(self.bottleneck, VectorQuantizer) and not self.is_quantized:
             return unquantized(self.bottleneck, features)
         if isinstance(self.bottleneck, GaussianBottleneck):
