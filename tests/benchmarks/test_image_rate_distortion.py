@@ -181,6 +181,22 @@ def test_prefixes_plot_and_sheet(
         run("sheet")
 
 
+def test_searched_codes_are_set_beside_the_encoders(
+    run: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "EFFORTS", (0, 1))
+    rows = run("efforts", "--model", "one-d-piece-tiny.free", "--limit", 2)
+    assert [(row["tokens"], row["effort"]) for row in rows] == [(16, 0), (16, 1), (64, 0), (64, 1)]
+    assert rows[1]["psnr"] > rows[0]["psnr"] and rows[3]["psnr"] > rows[2]["psnr"]
+    assert all(row["pictures"] == 2 and row["seconds"] > 0 for row in rows)
+    tables = importlib.import_module("_tables_images").TABLES
+    text = tables["image-efforts"](tmp_path / "out")
+    assert text.count("| drawn: one-d-piece-tiny.free | 2 | ") == 4
+
+
 def test_a_missing_judge_and_unknown_parts_are_told(
     run: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
