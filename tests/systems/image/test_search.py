@@ -82,16 +82,17 @@ def test_the_shipped_weights_gain_by_it() -> None:
             codec.encode(image[0], effort=wrong)
 
 
-def test_what_may_stay_is_searched_for_alone() -> None:
+def test_what_may_stay_is_searched_for_alone_and_stays_whole() -> None:
     codec = load("one-d-piece-tiny.free")
     image = pictures(1, 64)[0]
-    asked = list[Codes]()
+    asked = list[int]()
 
     def fit(codes: Codes) -> int:
-        asked.append(codes)
-        return 8
+        asked.append(codes.indices[0].shape[1])
+        return min(asked[-1], 8 if len(asked) == 1 else 7)  # what is found first takes too much
 
     codes = codec.encode(image, effort=1, fit=fit)
-    assert len(asked) == 1 and codes.indices[0].shape == (1, 8)
-    same = codec.encode(image, effort=1, tokens=8)
-    assert torch.equal(codes.indices[0], same.indices[0])
+    assert asked == [64, 8, 7]
+    assert torch.equal(codes.indices[0], codec.encode(image, effort=1, tokens=7).indices[0])
+    asked.clear()
+    assert codec.encode(image, fit=fit).indices[0].shape == (1, 8) and asked == [64]

@@ -100,7 +100,8 @@ class ImageCodec(Codec):
             tokens: keep so many of every tile, the first ones; default all.
             effort: 0 is the feed-forward code; up to 9 searches for tokens that decode nearer to
                 the picture, see :mod:`polytok.systems.image.search`.
-            fit: counts the tokens of every tile that may stay, before the search.
+            fit: counts the tokens of every tile that may stay. A code of as many is searched for,
+                and stays whole.
             tiles: along the longest side, 1..16; the other side has as many as keep them nearest
                 to square.
             background: red, green, blue in 0..255, over which transparency is laid.
@@ -206,10 +207,15 @@ class ImageCodec(Codec):
         ids = ids[:, :tokens]
         if fit is not None:
             ids = ids[:, : fit(codes(ids))]
-        if effort:
+        while effort:
             assert isinstance(self.model, Searchable)
             pairs = zip(parts, ids.split(MICRO_BATCH), strict=True)
-            ids = torch.cat([refine(self.model, *pair, effort=effort) for pair in pairs])
+            found = torch.cat([refine(self.model, *pair, effort=effort) for pair in pairs])
+            # Other tokens can take more bytes; then fewer are searched for, and none is cut off.
+            kept = found.shape[1] if fit is None else fit(codes(found))
+            if kept >= found.shape[1]:
+                return codes(found)
+            ids = ids[:, :kept]
         return codes(ids)
 
     @torch.inference_mode()
