@@ -133,8 +133,12 @@ def settings(
     prefixes: bool = False,
 ) -> Row:
     """What the scores depend on."""
-    kept = {"tokens": tokens or "all", "bytes": bytes or "any", "tiles": tiles}
-    return kept | {"effort": effort}
+    return {
+        "tokens": tokens or "all",
+        "bytes": bytes or "any",
+        "tiles": tiles,
+        "effort": effort,
+    }
 
 
 def read(path: Path) -> Image.Image:
@@ -163,9 +167,7 @@ def score(
     def fit(codes: Codes) -> int:
         return count(codec, codec.unpack(codec.pack(codes, max_bytes=bytes)[0]))
 
-    codes = codec.encode(
-        picture, tokens=tokens, tiles=tiles, effort=effort, fit=None if bytes is None else fit
-    )
+    codes = codec.encode(picture, tokens=tokens, tiles=tiles, effort=effort, fit=fit)
     [data] = codec.pack(codes, max_bytes=bytes)
     middle = time.perf_counter()
     codes = codec.unpack(data)

@@ -95,4 +95,5 @@ def test_what_may_stay_is_searched_for_alone_and_stays_whole() -> None:
     assert asked == [64, 8, 7]
     assert torch.equal(codes.indices[0], codec.encode(image, effort=1, tokens=7).indices[0])
     asked.clear()
-    assert codec.encode(image, fit=fit).indices[0].shape == (1, 8) and asked == [64]
+    # Without a search nothing is counted: the first tokens of a code are the code of as many.
+    assert codec.encode(image, fit=fit).indices[0].shape == (1, 64) and not asked

@@ -100,8 +100,8 @@ class ImageCodec(Codec):
             tokens: keep so many of every tile, the first ones; default all.
             effort: 0 is the feed-forward code; up to 9 searches for tokens that decode nearer to
                 the picture, see :mod:`polytok.systems.image.search`.
-            fit: counts the tokens of every tile that may stay. A code of as many is searched for,
-                and stays whole.
+            fit: counts the tokens of every tile that may stay. A search is for a code of as many,
+                which stays whole; without one, cutting a code later gives the same.
             tiles: along the longest side, 1..16; the other side has as many as keep them nearest
                 to square.
             background: red, green, blue in 0..255, over which transparency is laid.
@@ -195,7 +195,7 @@ class ImageCodec(Codec):
         values = torch.from_numpy(images.to_tiles(picture, self.size, grid))
         parts = values.to(self.device).split(MICRO_BATCH)
 
-        def codes(ids: Tensor) -> Codes:
+        def coded(ids: Tensor) -> Codes:
             return Codes(
                 # The first token of every tile, then the second, so a prefix is a shorter code.
                 indices=(ids.T.reshape(1, -1).cpu(),),
@@ -205,18 +205,17 @@ class ImageCodec(Codec):
         with torch.no_grad():
             ids = torch.cat([self.model.encode({"image": part}).indices[0] for part in parts])
         ids = ids[:, :tokens]
-        if fit is not None:
-            ids = ids[:, : fit(codes(ids))]
-        while effort:
-            assert isinstance(self.model, Searchable)
-            pairs = zip(parts, ids.split(MICRO_BATCH), strict=True)
+        if not effort:
+            return coded(ids)
+        assert isinstance(self.model, Searchable)
+        kept = ids.shape[1] if fit is None else fit(coded(ids))
+        while True:
+            pairs = zip(parts, ids[:, :kept].split(MICRO_BATCH), strict=True)
             found = torch.cat([refine(self.model, *pair, effort=effort) for pair in pairs])
             # Other tokens can take more bytes; then fewer are searched for, and none is cut off.
-            kept = found.shape[1] if fit is None else fit(codes(found))
-            if kept >= found.shape[1]:
-                return codes(found)
-            ids = ids[:, :kept]
-        return codes(ids)
+            before, kept = kept, kept if fit is None else fit(coded(found))
+            if kept >= before:
+                return coded(found)
 
     @torch.inference_mode()
     def _decode_one(self, codes: Codes, size: int | None) -> Image.Image:

@@ -268,7 +268,7 @@ class TiTok(Tokenizer):
         return losses, {"code_accuracy": accuracy}, {"logits": logits}
 
     def features(self, image: Tensor) -> Tensor:
-        """What the bottleneck gets (B, K, ...)."""
+        """What the bottleneck gets of images (B, 3, H, W): (B, K, d), or (B, K, D) if Gaussian."""
         tokens = self.encoder(image)
         return self.to_code(legacy_layout(tokens) if self.config.layout == "legacy" else tokens)
 
