@@ -119,11 +119,17 @@ def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     # What may be missing is said, and stays.
     save_file({k: v + 1 for k, v in others.items()}, path)
-    assert hub.load_weights(net, tmp_path, lacking="us*") == ["usage"]
+    assert hub.load_weights(net, tmp_path, lacking=["none", "us*"]) == ["usage"]
     assert torch.equal(net.usage, before["usage"])
     assert torch.equal(net.layer.weight, before["layer.weight"] + 1)
     with pytest.raises(WeightsError, match="tensors 1 missing"):
-        hub.load_weights(net, tmp_path, lacking="layer.*")
+        hub.load_weights(net, tmp_path, lacking=["layer.*"])
+    # What is passed over may be anything.
+    save_file({**state, "layer.bias": torch.zeros(5), "more": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="1 unknown"):
+        hub.load_weights(net, tmp_path, lacking=["layer.b*"], unused=["layer.b*"])
+    found = hub.load_weights(net, tmp_path, lacking=["layer.b*"], unused=["layer.b*", "more"])
+    assert found == ["layer.bias"]
 
 
 class Trap:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from polytok.bottlenecks import RESAMPLERS, MultiScaleVQ
+from polytok.core.config import override
 from polytok.core.contracts import StepContext
 from polytok.core.errors import PolytokError
-from polytok.generators import Guide, Known, Sampling
+from polytok.generators import DraftConditioner, DraftExpert, Guide, Known, Sampling
 from polytok.systems.prior import PriorCoder
 from polytok.systems.shape.vat.generator import VATGenerator, preset
 
@@ -19,7 +20,8 @@ SLOTS = (1, 4, 9, 16)
 
 def build(resampler: str = "grid2d") -> VATGenerator:
     quantizer = MultiScaleVQ(codebook_size=64, codebook_dim=8, slots=SLOTS, resampler=resampler)
-    model = VATGenerator(preset("vat-512b-tiny-gen"), quantizer).eval()
+    config = override(preset("vat-512b-tiny-gen"), is_drafted=True)
+    model = VATGenerator(config, quantizer).eval()
     with torch.no_grad():
         model.head.proj.weight.normal_(std=0.5)
     return model
@@ -117,7 +119,8 @@ def test_top_1_is_the_likeliest_id() -> None:
 def test_training_reaches_towers_and_net() -> None:
     model = build().train()
     batch = {"ids": ids_of(4), "seed": torch.arange(4), **prompt_of(model, 4)}
-    model(batch, StepContext()).losses["ce"].backward()
+    losses = model(batch, StepContext()).losses
+    (losses["ce"] + losses["draft"]).backward()
     missing = {n for n, p in model.named_parameters() if p.grad is None}
     assert not {n for n in missing if "image" not in n}
 
@@ -129,27 +132,82 @@ def test_scales_weighted_by_their_slots_give_the_whole_loss() -> None:
     torch.testing.assert_close(torch.stack(parts).sum() / sum(SLOTS), out.losses["ce"])
 
 
-def test_a_hidden_condition_is_as_good_as_none() -> None:
-    model, seeds = build(), torch.arange(2)
-    plain = {"ids": ids_of(2), "seed": seeds}
-    batch = {**plain, **prompt_of(model, 2)}
-    shown, bare = model(batch, StepContext()), model(plain, StepContext())
-    assert not torch.equal(shown.losses["ce"], bare.losses["ce"])
-    model.hidden = ("text",)
-    assert torch.equal(model(batch, StepContext()).losses["ce"], bare.losses["ce"])
+def expert_of(model: VATGenerator, draft: Tensor, strength: float) -> DraftExpert:
+    quantizer = model.quantizer.module
+    assert isinstance(quantizer, MultiScaleVQ)
+    return DraftExpert(draft, quantizer, strength)
 
 
-def test_learning_the_first_scales_alone_is_the_head_of_learning_all() -> None:
+@pytest.mark.parametrize("resampler", RESAMPLERS)
+def test_a_strong_draft_is_drawn_as_the_quantizer_encodes_it(resampler: str) -> None:
+    model = build(resampler)
+    draft = torch.randn(2, SLOTS[-1], 8, generator=torch.Generator().manual_seed(0))
+    codes = model.generate(
+        {}, count=2, rng=torch.Generator(), guide=Guide(), expert=expert_of(model, draft, 1e6)
+    )
+    wanted = model.quantizer(draft).indices
+    assert all(torch.equal(a, b) for a, b in zip(codes.indices, wanted, strict=True))
+
+
+def test_an_expert_of_no_strength_changes_nothing_and_one_of_some_comes_nearer() -> None:
     model = build()
-    batch = {"ids": ids_of(2), "seed": torch.arange(2)}
-    whole = model(batch, StepContext())
-    model.process.trained = 2
-    part = model(batch, StepContext())
-    torch.testing.assert_close(part.output["losses"], whole.output["losses"][:, :5])
-    assert set(part.metrics) == {"ce_1", "ce_2"}
-    assert model.generate({}, count=1, rng=torch.Generator()).indices[-1].shape == (1, SLOTS[-1])
-    model.process.trained = 1
-    assert model(batch, StepContext()).output["losses"].shape == (2, 1)
+    draft = torch.randn(1, SLOTS[-1], 8, generator=torch.Generator().manual_seed(0))
+    quantizer = model.quantizer.module
+    assert isinstance(quantizer, MultiScaleVQ)
+
+    def drawn(expert: DraftExpert | None) -> tuple[Tensor, ...]:
+        rng = torch.Generator().manual_seed(1)
+        return model.generate({}, count=1, rng=rng, guide=Guide(), expert=expert).indices
+
+    plain = drawn(None)
+    none = drawn(expert_of(model, draft, 0.0))
+    assert all(torch.equal(a, b) for a, b in zip(plain, none, strict=True))
+    errors = [
+        float((quantizer.embed(drawn(expert_of(model, draft, s))) - draft).square().mean())
+        for s in (0.0, 0.3, 3.0)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    for strength in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(PolytokError, match="not a finite number"):
+            expert_of(model, draft, strength)
+
+
+def test_an_expert_drafts_from_the_branch_it_is_asked_for() -> None:
+    model = build()
+    prompt = prompt_of(model, 1)
+    text, bare = (model.expert(prompt, branch, 1, 1.0).draft for branch in ("text", "null"))
+    assert text.shape == (1, SLOTS[-1], 8)
+    assert not torch.equal(text, bare)
+    torch.testing.assert_close(bare, model.expert({}, "null", 1, 1.0).draft)
+
+
+def test_a_draft_of_the_codes_own_latents_costs_nothing() -> None:
+    model, ids = build(), ids_of(1)
+    quantizer = model.quantizer.module
+    assert isinstance(quantizer, MultiScaleVQ)
+    latents = quantizer.embed(model.process.split(ids))
+    assert isinstance(model.conditioner, DraftConditioner)
+    model.conditioner.draft.register_forward_hook(lambda *_: latents)
+    batch = {"ids": ids, "seed": torch.arange(1)}
+    assert float(model(batch, StepContext()).losses["draft"]) == 0
+    model.is_drafting = True
+    out = model(batch, StepContext())
+    assert set(out.losses) == {"draft"}
+    assert float(out.losses["draft"]) == 0
+
+
+def test_drafting_takes_a_model_with_drafts() -> None:
+    quantizer = MultiScaleVQ(codebook_size=64, codebook_dim=8, slots=SLOTS)
+    plain = VATGenerator(preset("vat-512b-tiny-gen"), quantizer)
+    assert set(plain({"ids": ids_of(1), "seed": torch.arange(1)}, StepContext()).losses) == {"ce"}
+    plain.is_drafting = True
+    with pytest.raises(PolytokError, match="is_drafted is off"):
+        plain({"ids": ids_of(1), "seed": torch.arange(1)}, StepContext())
+    with pytest.raises(PolytokError, match="drafts nothing"):
+        plain.expert({}, "null", 1, 1.0)
+    bare = override(preset("vat-512b-tiny-gen"), is_drafted=True, text=None, image=None)
+    with pytest.raises(PolytokError, match="no towers"):
+        VATGenerator(bare, quantizer)
 
 
 @pytest.mark.parametrize("levels", [1, 2, len(SLOTS)])

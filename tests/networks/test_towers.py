@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -119,14 +119,19 @@ def small_text() -> SmallTextTower:
     return SmallTextTower(config, TextTokenizer.train(CAPTIONS, 400))
 
 
-def small_image() -> SmallImageTower:
-    config = SmallImageConfig(size=16, patch=8, dim=16, num_layers=2, num_heads=2)
+def small_image(stem: Literal["linear", "conv"] = "linear") -> SmallImageTower:
+    config = SmallImageConfig(size=16, patch=8, stem=stem, dim=16, num_layers=2, num_heads=2)
     return SmallImageTower(config)
+
+
+def conv_image() -> SmallImageTower:
+    return small_image("conv")
 
 
 TOWERS: dict[str, Callable[[], Tower]] = {
     "small-text": small_text,
     "small-image": small_image,
+    "conv-image": conv_image,
     "clip-text": lambda: HFTextTower.from_model(clip_text(), hf_tokenizer(), 12),
     "t5": lambda: HFTextTower.from_model(t5(), hf_tokenizer(), 12),
     "dinov2": lambda: HFImageTower.from_model(dinov2(), PROCESSOR),
@@ -220,7 +225,7 @@ def test_towers_run_in_bf16(tower: Tower) -> None:
     torch.testing.assert_close(found.float(), wanted, atol=0.15, rtol=0.1)
 
 
-@pytest.mark.parametrize("make", [small_text, small_image])
+@pytest.mark.parametrize("make", [small_text, small_image, conv_image])
 def test_every_weight_of_a_small_tower_trains(make: Callable[[], Tower]) -> None:
     tower = make()
     inputs = tower.prepare(signals(tower))
@@ -255,6 +260,8 @@ def test_images_are_framed_on_white() -> None:
 def test_sizes_of_the_small_towers_are_checked() -> None:
     with pytest.raises(ConfigError, match="size=60 is not a multiple of patch=8"):
         SmallImageConfig(size=60)
+    with pytest.raises(ConfigError, match="patch=6 is not a power of two"):
+        SmallImageConfig(size=60, patch=6, stem="conv")
     for config in (SmallImageConfig, SmallTextConfig):
         with pytest.raises(ConfigError, match="dim=128 is not a multiple of num_heads=3"):
             config(num_heads=3)

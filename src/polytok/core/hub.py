@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -94,11 +94,14 @@ def save_tensors(
     return fingerprint(folder)
 
 
-def load_weights(module: nn.Module, folder: StrPath, *, lacking: str = "") -> list[str]:
+def load_weights(
+    module: nn.Module, folder: StrPath, *, lacking: Sequence[str] = (), unused: Sequence[str] = ()
+) -> list[str]:
     """Fill a module with the tensors of a model folder, in the module's own dtypes.
 
     Args:
-        lacking: glob of names that the file may lack; these tensors stay as they are.
+        lacking: globs of names that the file may lack; these tensors stay as they are.
+        unused: globs of names in the file that are passed over.
 
     Returns:
         Names that the file lacks, sorted.
@@ -115,9 +118,10 @@ def load_weights(module: nn.Module, folder: StrPath, *, lacking: str = "") -> li
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {one_line(error)}") from error
+    tensors = {n: t for n, t in tensors.items() if not any(fnmatchcase(n, g) for g in unused)}
     own = module.state_dict()
     lacks = sorted(own.keys() - tensors)
-    may_lack = {name for name in lacks if fnmatchcase(name, lacking)}
+    may_lack = {name for name in lacks if any(fnmatchcase(name, glob) for glob in lacking)}
     check_tensors({n: t for n, t in own.items() if n not in may_lack}, tensors, str(path))
     found = {n: t.to(own[n].dtype) for n, t in tensors.items()}
     module.load_state_dict(found, strict=not lacks)

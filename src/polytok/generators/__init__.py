@@ -2,11 +2,12 @@
 
 from polytok.generators.cache import KVCache
 from polytok.generators.cond import ClassConditioner, Cond, Conditioner, SlotConditioner
+from polytok.generators.draft import DraftConditioner, DraftExpert
 from polytok.generators.draws import Rng
 from polytok.generators.generator import Generator
 from polytok.generators.guide import Guide, constant, interval, lagging, linear, power_cosine
 from polytok.generators.head import CategoricalHead, CodebookHead, DrawHook, Head
-from polytok.generators.loop import generate
+from polytok.generators.loop import Expert, generate
 from polytok.generators.masked import MaskedOrder
 from polytok.generators.masked_nets import PostNormTransformer, SkipTransformer
 from polytok.generators.net import AdaptiveTransformer, Net, QuarterQK, UnitQK
@@ -21,9 +22,12 @@ __all__ = [
     "CodebookHead",
     "Cond",
     "Conditioner",
+    "DraftConditioner",
+    "DraftExpert",
     "Draw",
     "DrawHook",
     "Example",
+    "Expert",
     "FallingSampling",
     "Generator",
     "GroupOrder",

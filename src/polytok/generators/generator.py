@@ -7,11 +7,11 @@ from torch import nn
 
 from polytok.core.contracts import Batch, Codes, StepContext, StepOutput
 from polytok.core.seeding import derive
-from polytok.generators.cond import Conditioner
+from polytok.generators.cond import Cond, Conditioner
 from polytok.generators.draws import Rng
 from polytok.generators.guide import Guide
 from polytok.generators.head import DrawHook, Head
-from polytok.generators.loop import generate
+from polytok.generators.loop import Expert, generate
 from polytok.generators.net import Net
 from polytok.generators.process import Known, Process
 from polytok.generators.sampling import Sampler, Sampling
@@ -55,9 +55,7 @@ class Generator(nn.Module):
         seeds = [int(s) for s in batch["seed"]]
         draws = [torch.Generator().manual_seed(derive(s, "process")) for s in seeds]
         example = self.process.corrupt(batch, rng=draws)
-        rate = self.condition_dropout if self.training else 0.0
-        features = self.conditioner.encode({k: batch[k] for k in batch if k not in self.hidden})
-        cond = self.conditioner.dropped(features, seeds, rate)
+        cond = self.condition(batch)
         losses = self.head.loss(self.net(example.query, cond), example.target)
         mean = losses.mean()
         if example.weight is not None:
@@ -65,8 +63,14 @@ class Generator(nn.Module):
         return StepOutput(
             losses={"ce": mean},
             metrics=self.process.report(losses.detach()),
-            output={"losses": losses},
+            output={"losses": losses, "cond": cond},
         )
+
+    def condition(self, batch: Batch) -> Cond:
+        """Conditions of a training batch, as many dropped as is due."""
+        rate = self.condition_dropout if self.training else 0.0
+        features = self.conditioner.encode({k: batch[k] for k in batch if k not in self.hidden})
+        return self.conditioner.dropped(features, [int(s) for s in batch["seed"]], rate)
 
     def generate(
         self,
@@ -79,6 +83,7 @@ class Generator(nn.Module):
         guide: Guide | None = None,
         sampling: Sampler | None = None,
         draw: DrawHook | None = None,
+        expert: Expert | None = None,
     ) -> Codes:
         """Draw ``count`` codes for a prompt of as many items; see :func:`generate`."""
         return generate(
@@ -94,4 +99,5 @@ class Generator(nn.Module):
             known=known,
             sampling=sampling or self.sampling,
             draw=draw,
+            expert=expert,
         )

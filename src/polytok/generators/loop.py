@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from polytok.core.contracts import Batch, Codes
 from polytok.generators.cond import Cond, Conditioner
 from polytok.generators.draws import Rng
 from polytok.generators.guide import Guide
-from polytok.generators.head import DrawHook, Head
+from polytok.generators.head import Combine, DrawHook, Head
 from polytok.generators.net import Net
-from polytok.generators.process import Known, Process, Query
+from polytok.generators.process import Known, Process, Query, Step
 from polytok.generators.sampling import Sampler, Sampling
+
+Expert = Callable[[Query, Step], Tensor]
 
 
 @torch.no_grad()
@@ -31,6 +35,7 @@ def generate(
     known: Known | None = None,
     sampling: Sampler | None = None,
     draw: DrawHook | None = None,
+    expert: Expert | None = None,
 ) -> Codes:
     """Draw ``count`` codes. The net runs once per step; branches are rows of its batch.
 
@@ -40,6 +45,7 @@ def generate(
         prompt: conditions of the ``count`` items. known: ids that are given.
         rng: of every draw; one per item makes items independent of their neighbours.
         draw: draws ids in the sampler's stead, such as an entropy coder.
+        expert: what else is known of the ids, added to the guided logits.
     """
     plan = process.plan(steps)
     every = guide.branches(plan)
@@ -51,11 +57,13 @@ def generate(
     for step in plan:
         names = every if cache is not None else guide.branches([step])
         cond = Cond.cat([conds[name] for name in names])
-        query = _repeated(process.query(state, step), len(names))
-        hidden = net(query, cond, cache=cache).unflatten(0, (len(names), count))
+        query = process.query(state, step)
+        rows = _repeated(query, len(names))
+        hidden = net(rows, cond, cache=cache).unflatten(0, (len(names), count))
+        combine = partial(guide.combine, names=names, step=step)
         out = head.sample(
             hidden,
-            partial(guide.combine, names=names, step=step),
+            combine if expert is None else _with(expert(query, step), combine),
             step,
             rng=rng,
             sampling=sampling or Sampling(),
@@ -63,6 +71,10 @@ def generate(
         )
         state = process.advance(state, step, out, rng=rng)
     return process.finish(state)
+
+
+def _with(known: Tensor, combine: Combine) -> Combine:
+    return lambda logits: combine(logits) + known
 
 
 def _repeated(query: Query, times: int) -> Query:

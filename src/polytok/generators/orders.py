@@ -76,12 +76,7 @@ class GroupOrder(Process):
     Args:
         feed: makes the inputs of a group from the groups before it.
         is_levels: whether every group is a level of the code, or all are one.
-
-    Attributes:
-        trained: learn the first so many groups alone; None for all. Sampling draws them all.
     """
-
-    trained: int | None = None
 
     def __init__(
         self, slots: Sequence[int], vocab: int, feed: Feed, *, is_levels: bool = True
@@ -109,12 +104,11 @@ class GroupOrder(Process):
         if ids is None or ids.ndim != 2 or ids.shape[1] != self.length:
             got = "none" if ids is None else tuple(ids.shape)
             raise SignalError(f"a batch of codes needs ids (B, {self.length}), got {got}")
-        groups = self.split(ids)[: self.trained]
-        target = torch.cat(groups, dim=1)
-        index = torch.arange(target.shape[1], device=ids.device)
-        mask = self.mask(ids.device)[: len(index), : len(index)]
-        query = Query(inp=self.feed.teacher(groups), index=index, mask=mask)
-        return Example(query=query, target=target)
+        index = torch.arange(self.length, device=ids.device)
+        query = Query(
+            inp=self.feed.teacher(self.split(ids)), index=index, mask=self.mask(ids.device)
+        )
+        return Example(query=query, target=ids)
 
     def split(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Split ids (B, L) by group."""

@@ -104,7 +104,7 @@ class CrossBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(dim, eps=EPS)
         self.mlp = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map queries (B, N, D) and context (B, S, D) to (B, N, D)."""
-        x = x + self.attention(self.norm_query(x), self.norm_context(context))
+    def forward(self, x: Tensor, context: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map queries (B, N, D) and context (B, S, D) to (B, N, D); ``mask`` as in `Block`."""
+        x = x + self.attention(self.norm_query(x), self.norm_context(context), mask=mask)
         return x + self.mlp(self.norm_mlp(x))

@@ -10,7 +10,8 @@ import torch
 import trimesh
 
 from polytok.core import hub
-from polytok.core.errors import ConfigError, WeightsError
+from polytok.core.config import override
+from polytok.core.errors import ConfigError, PolytokError
 from polytok.data.prepared import PreparedFolder, prepare_folder
 from polytok.data.views import render_folder
 from polytok.signals.mesh import ViewSampling
@@ -139,30 +140,42 @@ def test_a_short_run_lowers_the_loss(store: PreparedFolder, tokenizer: VAT, tmp_
         start = validation(model)
     assert set(start) == {"ce", "ce_text", *(f"ce_scale_{k}" for k in range(1, 5))}
     config = TrainConfig(batch_size=4, lr=1e-2, num_workers=0, ema_decay=0.0, device="cpu")
-    fit(model, [(STAGES[0], 160)], source, config, tmp_path / "run")
+    generate = next(s for s in STAGES if s.name == "generate")
+    fit(model, [(generate, 160)], source, config, tmp_path / "run")
     with torch.no_grad():
         assert validation(model)["ce"] < start["ce"] - 0.5
     assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
 
 
-def test_learning_to_see_is_of_pictures_and_first_scales(
+def test_what_a_picture_leads_to_expect_is_learnt_without_codes_or_captions(
     store: PreparedFolder, tokenizer: VAT, meshes: Path, tmp_path: Path
 ) -> None:
     codes = encode_shapes(tokenizer, store, tmp_path / "c", SAMPLING, weights="00c0ffee", seed=0)
     sampling = ViewSampling(count=1, size=32)
     views = render_folder(meshes, tmp_path / "v", codes.index.names, sampling, processes=1)
     torch.manual_seed(0)
-    model = VATGenerator(preset("vat-512b-tiny-gen"), tokenizer.bottleneck.quantizer)
+    config = override(preset("vat-512b-tiny-gen"), is_drafted=True)
+    model = VATGenerator(config, tokenizer.bottleneck.quantizer)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    source = CodeSource(codes, text=model.tower("text"), views=views)
-    see = next(stage for stage in STAGES if stage.name == "see")
-    config = TrainConfig(batch_size=2, lr=1e-2, num_workers=0, ema_decay=0.0, device="cpu")
-    config = replace(config, weight_decay=0.0)
-    fit(model, [(see, 8), (STAGES[0], 0)], source, config, tmp_path / "run")
+    source = CodeSource(codes, text=model.tower("text"), views=views, aligned_share=1.0)
+    validation = GeneratorValidation(source, 2)
+    see, generate = (next(s for s in STAGES if s.name == n) for n in ("see", "generate"))
+    train = TrainConfig(batch_size=4, lr=1e-2, num_workers=0, ema_decay=0.0, device="cpu")
+    train = replace(train, weight_decay=0.0)
+    with torch.no_grad():
+        start = validation(model.eval())
+    fit(model, [(see, 160), (generate, 0)], source, train, tmp_path / "run")
+    with torch.no_grad():
+        end = validation(model)
+    assert set(end) == {"draft", "draft_text", "draft_image"}
+    assert end["draft_image"] < 0.5 * start["draft_image"]
     same = {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
-    assert any("towers.text" in name for name in same)
-    assert not any("towers.image" in name for name in same)
-    assert (model.process.trained, model.hidden) == (see.options["process.trained"], ("text",))
+    assert {k for k in before if k.startswith(("net.", "head."))} <= same
+    assert "conditioner.towers.text.embed.weight" in same
+    assert "conditioner.towers.image.embed.weight" not in same
+    fit(model, [(generate, 4)], source, train, tmp_path / "next")
+    with torch.no_grad():
+        assert set(validation(model)) > {"ce", "ce_image", "draft"}
 
 
 def test_a_run_starts_from_the_weights_its_recipe_names(
@@ -183,5 +196,18 @@ def test_a_run_starts_from_the_weights_its_recipe_names(
     hub.save_pretrained(one, one.config, tmp_path / "one", system="vat-gen", preset=recipe.preset)
     two = prepare_training(replace(recipe, init=str(tmp_path / "one"))).model
     assert all(torch.equal(v, one.state_dict()[k]) for k, v in two.state_dict().items())
-    with pytest.raises(WeightsError, match="missing"):
+    with pytest.raises(PolytokError):
         prepare_training(replace(recipe, init=str(base)))
+    # A model with drafts goes on from one without.
+    three = prepare_training(
+        replace(recipe, init=str(tmp_path / "one"), config={**recipe.config, "is_drafted": True})
+    ).model.state_dict()
+    assert all(torch.equal(v, three[k]) for k, v in one.state_dict().items())
+    # And with another tower, which starts anew.
+    tower = {"text": {"dim": 16, "num_heads": 1}}
+    four = prepare_training(
+        replace(recipe, init=str(tmp_path / "one"), config={**recipe.config, **tower})
+    ).model.state_dict()
+    assert torch.equal(four["net.start"], one.state_dict()["net.start"])
+    assert four["conditioner.to_tokens.text.weight"].shape == (32, 16)
+    assert any(k.startswith("conditioner.draft.") for k in three)

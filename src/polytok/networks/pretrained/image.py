@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from polytok.layers import Block, compute_dtype, unit_gain
 from polytok.networks.pretrained.slots import Tower, TowerOutput, listed, taken
 from polytok.signals.image import framed
 
+GROUPS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SmallImageConfig:
@@ -24,10 +28,13 @@ class SmallImageConfig:
 
     Args:
         size: pixels per side of the square input. patch: pixels per side of a patch.
+        stem: ``linear`` map of each patch, or ``conv``, which halves the picture as often as a
+            patch takes and learns from fewer pictures (arXiv 2106.14881).
     """
 
     size: int = 64
     patch: int = 8
+    stem: Literal["linear", "conv"] = "linear"
     dim: int = 128
     num_layers: int = 3
     num_heads: int = 2
@@ -37,6 +44,39 @@ class SmallImageConfig:
             raise ConfigError(f"size={self.size} is not a multiple of patch={self.patch}")
         if self.dim % self.num_heads:
             raise ConfigError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
+            raise ConfigError(f"patch={self.patch} is not a power of two, as stem='conv' needs")
+
+
+class ConvStem(nn.Module):
+    """Pictures (B, 3, S, S) to one token per patch (B, (S / patch)^2, dim), by halving."""
+
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        count = patch.bit_length() - 1
+        widths = [3, *(max(dim >> k, GROUPS) for k in reversed(range(count)))]
+        layers: list[nn.Module] = []
+        for width, wider in itertools.pairwise(widths):
+            layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1)]
+            layers += [nn.GroupNorm(math.gcd(GROUPS, wider), wider), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.layers(pictures).flatten(2).mT
+
+
+class PatchStem(nn.Linear):
+    """Pictures (B, 3, S, S) to one token per patch (B, (S / patch)^2, dim), by a linear map."""
+
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__(3 * patch**2, dim)
+        self.patch = patch
+        unit_gain(self)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return super().forward(
+            rearrange(pictures, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        )
 
 
 class SmallImageTower(Tower):
@@ -46,7 +86,8 @@ class SmallImageTower(Tower):
         super().__init__()
         self.config = config = config or SmallImageConfig()
         self.dim, self.size = config.dim, config.size
-        self.embed = unit_gain(nn.Linear(3 * config.patch**2, config.dim))
+        stem = ConvStem if config.stem == "conv" else PatchStem
+        self.embed = stem(config.patch, config.dim)
         # Content must not drown in the positions, and patches of one colour vary little.
         self.norm_patches = nn.LayerNorm(config.dim, eps=1e-6)
         count = (config.size // config.patch) ** 2
@@ -63,9 +104,7 @@ class SmallImageTower(Tower):
     def forward(self, inputs: dict[str, Tensor]) -> TowerOutput:
         """Turn ``image`` into tokens (B, (size / patch)^2, dim), all valid."""
         image = taken(inputs, "image", (None, 3, self.config.size, self.config.size))
-        patch = self.config.patch
-        pixels = rearrange(image * 2 - 1, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
-        x = self.norm_patches(self.embed(pixels)) + self.positions
+        x = self.norm_patches(self.embed(image * 2 - 1)) + self.positions
         x = x.to(compute_dtype(x))
         for block in self.blocks:
             x = block(x)

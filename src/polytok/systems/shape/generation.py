@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from polytok.core.contracts import Batch, Codes
 from polytok.core.errors import ConfigError, PolytokError, WeightsError
 from polytok.core.seeding import torch_rng
-from polytok.generators import Guide, Known, Sampling, constant
+from polytok.generators import DraftExpert, Guide, Known, Sampling, constant
 from polytok.networks.pretrained import SmallTextTower
 from polytok.signals import image as images
 from polytok.systems.drawing import MICRO_BATCH, CodeGenerator, check_count
@@ -24,6 +25,7 @@ from polytok.systems.shape.vat.generator import VATGenerator
 Picture = Image.Image | str | PathLike[str]
 MAX_COUNT = 10_000
 MAX_DRAWS = 8
+DRAFT = 10.0
 # Of a shape that was never measured: its longest side is 1.
 UNIT_SCALE = 1.96
 
@@ -59,6 +61,7 @@ class ShapeGenerator(CodeGenerator):
         count: int = 1,
         seed: int = 0,
         cfg: float = 2.0,
+        draft: float | None = None,
         blend: float = 0.5,
         sampling: Sampling | None = None,
     ) -> Codes:
@@ -73,12 +76,22 @@ class ShapeGenerator(CodeGenerator):
                 other is used as it is.
             cfg: guidance strength w of (1 + w) c - w u, at every scale: the first ones decide
                 what a shape is.
+            draft: how near to stay to what the conditions lead to expect on the whole, see
+                :class:`DraftExpert`; 0 for any shape that fits them. By default 0 for a text
+                alone, and ``DRAFT`` with an image, for a generator that drafts.
 
         Raises:
             PolytokError: a number is out of range, or the prompt cannot be used.
         """
         parts = self.stream(
-            text, image, count=count, seed=seed, cfg=cfg, blend=blend, sampling=sampling
+            text,
+            image,
+            count=count,
+            seed=seed,
+            cfg=cfg,
+            draft=draft,
+            blend=blend,
+            sampling=sampling,
         )
         return Codes.cat(list(parts))
 
@@ -92,6 +105,7 @@ class ShapeGenerator(CodeGenerator):
         count: int = 1,
         seed: int = 0,
         cfg: float = 2.0,
+        draft: float | None = None,
         blend: float = 0.5,
         sampling: Sampling | None = None,
     ) -> Codes:
@@ -106,6 +120,7 @@ class ShapeGenerator(CodeGenerator):
             count=count,
             seed=seed,
             cfg=cfg,
+            draft=draft,
             blend=blend,
             sampling=sampling,
             kept=self.coarse(codes, from_scale),
@@ -168,6 +183,7 @@ class ShapeGenerator(CodeGenerator):
         count: int,
         seed: int = 0,
         cfg: float = 2.0,
+        draft: float | None = None,
         blend: float = 0.5,
         sampling: Sampling | None = None,
         kept: Codes | None = None,
@@ -184,12 +200,20 @@ class ShapeGenerator(CodeGenerator):
             raise ConfigError(f"blend={blend} is not within [0, 1]")
         prompt, shares = self._prompt(text, image, MICRO_BATCH, blend=blend)
         guide = Guide(shares=shares, strength=cfg if shares else 0.0, schedule=constant)
-        return self._stream(prompt, guide, count, seed, sampling or Sampling(), kept)
+        if draft is None:
+            draft = DRAFT if image is not None and self.model.config.is_drafted else 0.0
+        expert = self._expert(prompt, shares, draft) if draft else None
+        draw = partial(self.model.generate, prompt, guide=guide, expert=expert)
+        return self._stream(draw, count, seed, sampling or Sampling(), kept)
+
+    def _expert(self, prompt: Batch, shares: Mapping[str, float], draft: float) -> DraftExpert:
+        if not shares:
+            raise ConfigError(f"draft={draft} needs a text or an image to draft from")
+        return self.model.expert(prompt, "+".join(shares), MICRO_BATCH, draft)
 
     def _stream(
         self,
-        prompt: Batch,
-        guide: Guide,
+        draw: Callable[..., Codes],
         count: int,
         seed: int,
         sampling: Sampling,
@@ -202,9 +226,7 @@ class ShapeGenerator(CodeGenerator):
             done: dict[int, Codes] = {}
             for attempt in range(MAX_DRAWS):
                 rngs = [torch_rng(seed, "item", i, attempt, device=str(self.device)) for i in items]
-                codes = self.model.generate(
-                    prompt, count=MICRO_BATCH, rng=rngs, guide=guide, sampling=sampling, known=known
-                ).to("cpu")
+                codes = draw(count=MICRO_BATCH, rng=rngs, sampling=sampling, known=known).to("cpu")
                 for place, item in enumerate(wanted):
                     if item not in done and not self.codec.is_empty(codes[place]):
                         done[item] = _measured(codes[place], attempt + 1, kept)

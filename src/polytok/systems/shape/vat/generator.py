@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from polytok.bottlenecks import MultiScaleVQ
 from polytok.core import hub
 from polytok.core.config import from_dict
-from polytok.core.contracts import Stage
+from polytok.core.contracts import Batch, Stage, StepContext, StepOutput
 from polytok.core.errors import ConfigError, UnknownNameError
 from polytok.generators import (
     AdaptiveTransformer,
     CodebookHead,
+    DraftConditioner,
+    DraftExpert,
     Generator,
     Guide,
     ScaleOrder,
@@ -43,13 +47,17 @@ if TYPE_CHECKING:
     from polytok.training import Recipe
 
 STAGES = (
-    Stage(name="generate", weights={"ce": 1.0}, options={"process.trained": None, "hidden": ()}),
-    # A picture tells the coarse shape, which a caption would give away; the first scales are a
-    # fifth of the slots. All of the model learns: the rest hardly listens to a new tower alone.
+    Stage(
+        name="generate",
+        weights={"ce": 1.0, "draft": 0.5},
+        options={"is_drafting": False, "hidden": ()},
+    ),
+    # What a picture leads to expect, without codes: a hundredth of the work of the other stage.
+    # A caption would give the shape away.
     Stage(
         name="see",
-        weights={"ce": 1.0},
-        options={"process.trained": 5, "hidden": ("text",)},
+        weights={"draft": 1.0},
+        options={"is_drafting": True, "hidden": ("text",)},
     ),
 )
 
@@ -63,6 +71,8 @@ class VATGeneratorConfig:
         tokenizer_weights: their fingerprint; others are refused. "" before training.
         dim, depth, num_heads: of the transformer. dropout: on what its blocks add.
         condition_dropout: probability of each modality to be hidden from a training sample.
+        is_drafted: whether a draft of the latents is read from the conditions, from which towers
+            learn and which can steer sampling (ours, not the paper's).
         text, image: towers trained along; None leaves the modality out.
         text_model, image_model: Hugging Face ids of frozen towers to use instead.
     """
@@ -74,6 +84,7 @@ class VATGeneratorConfig:
     num_heads: int = 3
     dropout: float = 0.1
     condition_dropout: float = 0.1
+    is_drafted: bool = False
     text: SmallTextConfig | None = None
     image: SmallImageConfig | None = None
     text_model: str = ""
@@ -95,8 +106,9 @@ SMALL = VATGeneratorConfig(
     depth=5,
     num_heads=5,
     dropout=0.05,
+    is_drafted=True,
     text=SmallTextConfig(),
-    image=SmallImageConfig(),
+    image=SmallImageConfig(stem="conv"),
 )
 # Depth, width and heads of the card's table (3.6), by the parameters of blocks without modulation.
 SIZES = {
@@ -148,6 +160,7 @@ class VATGenerator(Generator):
 
     process: ScaleOrder
     conditioner: SlotConditioner
+    is_drafting = False
 
     def __init__(self, config: VATGeneratorConfig, quantizer: MultiScaleVQ) -> None:
         frozen = Frozen(quantizer)
@@ -166,16 +179,70 @@ class VATGenerator(Generator):
             CodebookHead(config.dim, quantizer.embedding.weight),
             process,
             Guide(),
-            SlotConditioner(_towers(config), config.dim),
+            _conditioner(config, quantizer),
             condition_dropout=config.condition_dropout,
         )
         # Moves along with the model, and is none of its weights.
         self.quantizer = frozen
         self.config = config
 
+    def forward(self, batch: Batch, ctx: StepContext) -> StepOutput:
+        """One step: loss ``ce``, and ``draft``, the squared error of the draft where there is one.
+
+        In the stage ``see`` the loss ``draft`` alone, without running the net.
+
+        Raises:
+            ConfigError: that is asked of a model without drafts.
+        """
+        conditioner = self.conditioner
+        if not isinstance(conditioner, DraftConditioner):
+            if self.is_drafting:
+                raise ConfigError("there is no draft to train: is_drafted is off")
+            return super().forward(batch, ctx)
+        if self.is_drafting:
+            out = StepOutput(losses={}, output={"cond": self.condition(batch)})
+        else:
+            out = super().forward(batch, ctx)
+        with torch.no_grad():
+            latents = self._quantizer.embed(self.process.split(batch["ids"]))
+        out.losses["draft"] = F.mse_loss(conditioner.expected(out.output["cond"]), latents)
+        return out
+
+    @torch.no_grad()
+    def expert(self, prompt: Batch, branch: str, count: int, strength: float) -> DraftExpert:
+        """What the draft of a prompt's branch says of ids, for ``count`` items.
+
+        Raises:
+            ConfigError: the model has no drafts, or the strength is out of range.
+        """
+        conditioner = self.conditioner
+        if not isinstance(conditioner, DraftConditioner):
+            raise ConfigError(f"draft={strength}: this model drafts nothing")
+        cond = conditioner.branch(conditioner.encode(prompt), branch, count)
+        return DraftExpert(conditioner.expected(cond), self._quantizer, strength)
+
+    @property
+    def _quantizer(self) -> MultiScaleVQ:
+        quantizer = self.quantizer.module
+        assert isinstance(quantizer, MultiScaleVQ)
+        return quantizer
+
     def tower(self, modality: str) -> Tower | None:
         """The tower of a modality, ``text`` or ``image``; None where there is none."""
         return self.conditioner.tower(modality)
+
+
+def _conditioner(config: VATGeneratorConfig, quantizer: MultiScaleVQ) -> SlotConditioner:
+    towers = _towers(config)
+    if not config.is_drafted:
+        return SlotConditioner(towers, config.dim)
+    return DraftConditioner(
+        towers,
+        config.dim,
+        num_heads=config.num_heads,
+        count=quantizer.slots[-1],
+        code_dim=quantizer.embedding.weight.shape[1],
+    )
 
 
 def _towers(config: VATGeneratorConfig) -> dict[str, Tower]:

@@ -30,7 +30,7 @@ from polytok.networks.pretrained import (
 )
 from polytok.signals.mesh import ViewSampling
 from polytok.systems.shape.vat.config import VATConfig
-from polytok.systems.shape.vat.generator import VATGenerator, preset
+from polytok.systems.shape.vat.generator import VATGenerator, VATGeneratorConfig, preset
 from polytok.systems.shape.vat.model import VAT
 from polytok.systems.shape.vat.training import prepared_folder
 from polytok.training import Recipe
@@ -224,9 +224,8 @@ def _encode_pass(
 
 
 class GeneratorValidation:
-    """Cross-entropy in nats per slot on unseen codes: unconditional, and with each condition.
-
-    Over the scales that the model learns now.
+    """Scores on unseen codes without a condition and with each: cross-entropy ``ce`` in nats per
+    slot, but not while only drafts are trained, and squared error ``draft`` where there are drafts.
     """
 
     def __init__(self, source: CodeSource, count: int) -> None:
@@ -239,24 +238,29 @@ class GeneratorValidation:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, VATGenerator)
         device = next(model.parameters()).device
-        names = {"ce": ()} | {
-            f"ce_{m}": (m,) for m in model.conditioner.modalities if m in self.batches[0]
-        }
+        kinds = [m for m in model.conditioner.modalities if m in self.batches[0]]
         out = {}
-        for name, kept in names.items():
-            losses = []
+        for kind in ("", *kinds):
+            keys = {"ids", "seed", *((kind, f"{kind}_mask", f"has_{kind}") if kind else ())}
+            losses, drafts = [], []
             for batch in self.batches:
-                keys = {"ids", "seed", *(k for m in kept for k in (m, f"{m}_mask", f"has_{m}"))}
                 part = {
                     k: v if k == "seed" else v.to(device) for k, v in batch.items() if k in keys
                 }
-                losses.append(model(part, StepContext()).output["losses"].float().cpu())
-            mean = torch.cat(losses).mean(0)
-            out[name] = float(mean.mean())
-            if not kept:
-                spans = model.process.spans
-                spans = [span for span in spans if span.stop <= len(mean)]
-                out |= {f"ce_scale_{k + 1}": float(mean[s].mean()) for k, s in enumerate(spans)}
+                found = model(part, StepContext())
+                losses += [found.output[k].float().cpu() for k in ("losses",) if k in found.output]
+                drafts += [
+                    float(v) * len(part["ids"]) for k, v in found.losses.items() if k == "draft"
+                ]
+            suffix = f"_{kind}" if kind else ""
+            if drafts:
+                out[f"draft{suffix}"] = sum(drafts) / sum(len(b["ids"]) for b in self.batches)
+            if losses:
+                mean = torch.cat(losses).mean(0)
+                out[f"ce{suffix}"] = float(mean.mean())
+            if losses and not kind:
+                spans = enumerate(model.process.spans)
+                out |= {f"ce_scale_{k + 1}": float(mean[s].mean()) for k, s in spans}
         return out
 
 
@@ -291,7 +295,7 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     folder = prepared_folder(recipe.data.train, recipe.data.prepared)
     codes = _codes(folder, codec, sampling)
     if recipe.init:
-        hub.load_weights(model, api.find_weights(recipe.init)[0])
+        _go_on(model, api.find_weights(recipe.init)[0])
     elif config.text is not None:
         captions = [c for c in codes.index.captions if c != NO_CAPTION]
         tower = model.tower("text")
@@ -320,6 +324,15 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
         )
         validate = GeneratorValidation(held_out, recipe.data.num_val)
     return VATGeneratorTraining(model=model, source=source, validate=validate)
+
+
+def _go_on(model: VATGenerator, folder: Path) -> None:
+    """Fill a model with the weights of a folder; drafts it lacks and other towers start anew."""
+    before = from_dict(VATGeneratorConfig, hub.read_info(folder).config)
+    changed = [m for m in ("text", "image") if getattr(before, m) != getattr(model.config, m)]
+    towers = [f"conditioner.*.{m}*" for m in changed]
+    drafts = ["conditioner.draft.*"] if before.is_drafted != model.config.is_drafted else []
+    hub.load_weights(model, folder, lacking=[*towers, *drafts], unused=[*towers, *drafts])
 
 
 def _codes(folder: Path, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:

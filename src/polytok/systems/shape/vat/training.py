@@ -83,7 +83,7 @@ def prepare_training(recipe: Recipe) -> VATTraining:
     model = VAT(config)
     if recipe.init:
         # Weights of fewer blocks will do: the new ones come last and add nothing at first.
-        lacks = hub.load_weights(model, api.find_weights(recipe.init)[0], lacking="*.blocks.*")
+        lacks = hub.load_weights(model, api.find_weights(recipe.init)[0], lacking=["*.blocks.*"])
         for name, module in model.named_modules():
             if isinstance(module, Block) and f"{name}.mlp.down.weight" in lacks:
                 module.silence()
