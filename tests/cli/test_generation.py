@@ -11,7 +11,9 @@ import trimesh
 from PIL import Image
 
 from cli.commands import run
+from polytok.core.errors import PolytokError
 from polytok.systems import api
+from polytok.systems.shape.generation import DRAFT
 
 FAST = ("--res", 32)
 
@@ -156,6 +158,8 @@ def test_any_text_gives_a_shape(
         (("--cfg", "nan"), "cfg=nan"),
         (("--cfg", -1), "cfg=-1"),
         (("--blend", 2), "blend=2"),
+        (("--draft", -1), "draft=-1"),
+        (("--draft", "nan"), "draft=nan"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -171,6 +175,24 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert says in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_picture_is_drafted_from_unless_that_is_off(
+    generator: Path, picture: Path, code: Path, tmp_path: Path
+) -> None:
+    made = api.load_generator(generator)
+    shown, strong, free = (made.generate(image=picture, draft=d) for d in (None, DRAFT, 0.0))
+    assert all(torch.equal(a, b) for a, b in zip(shown.indices, strong.indices, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(shown.indices, free.indices, strict=True))
+    plain, none = (made.generate("box", draft=d) for d in (None, 0.0))
+    assert all(torch.equal(a, b) for a, b in zip(plain.indices, none.indices, strict=True))
+    for name, given in (("a", ()), ("b", ("--draft", DRAFT)), ("c", ("--draft", 0))):
+        path = tmp_path / f"{name}.glb"
+        arguments = ("--image", picture, "-o", path, "--model", generator, *given, *FAST)
+        assert run("generate", *arguments) == 0
+        assert run("complete", code, "--from-scale", 2, *arguments, "--force") == 0
+    with pytest.raises(PolytokError, match="needs a text or an image"):
+        made.generate(draft=1.0)
 
 
 def test_a_corrupt_picture_is_one_line(generator: Path, picture: Path, tmp_path: Path) -> None:

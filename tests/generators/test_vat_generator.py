@@ -20,8 +20,7 @@ SLOTS = (1, 4, 9, 16)
 
 def build(resampler: str = "grid2d") -> VATGenerator:
     quantizer = MultiScaleVQ(codebook_size=64, codebook_dim=8, slots=SLOTS, resampler=resampler)
-    config = override(preset("vat-512b-tiny-gen"), is_drafted=True)
-    model = VATGenerator(config, quantizer).eval()
+    model = VATGenerator(preset("vat-512b-tiny-gen"), quantizer).eval()
     with torch.no_grad():
         model.head.proj.weight.normal_(std=0.5)
     return model
@@ -198,14 +197,14 @@ def test_a_draft_of_the_codes_own_latents_costs_nothing() -> None:
 
 def test_drafting_takes_a_model_with_drafts() -> None:
     quantizer = MultiScaleVQ(codebook_size=64, codebook_dim=8, slots=SLOTS)
-    plain = VATGenerator(preset("vat-512b-tiny-gen"), quantizer)
+    plain = VATGenerator(override(preset("vat-512b-tiny-gen"), is_drafted=False), quantizer)
     assert set(plain({"ids": ids_of(1), "seed": torch.arange(1)}, StepContext()).losses) == {"ce"}
     plain.is_drafting = True
     with pytest.raises(PolytokError, match="is_drafted is off"):
         plain({"ids": ids_of(1), "seed": torch.arange(1)}, StepContext())
     with pytest.raises(PolytokError, match="drafts nothing"):
         plain.expert({}, "null", 1, 1.0)
-    bare = override(preset("vat-512b-tiny-gen"), is_drafted=True, text=None, image=None)
+    bare = override(preset("vat-512b-tiny-gen"), text=None, image=None)
     with pytest.raises(PolytokError, match="no towers"):
         VATGenerator(bare, quantizer)
 

@@ -76,6 +76,13 @@ PriorText = Annotated[
 ]
 Image = Annotated[Path | None, typer.Option(help="A picture of what is wanted.")]
 Strength = Annotated[float, typer.Option(help="Guidance by the conditions; 0 for none.")]
+Draft = Annotated[
+    float | None,
+    typer.Option(
+        help="Shapes: how near to stay to what the conditions lead to expect on the whole; "
+        "0 for any shape that fits them; default 30 with an image, else 0."
+    ),
+]
 Blend = Annotated[float, typer.Option(help="Share of the image beside a text.")]
 Temperature = Annotated[float, typer.Option(help="Below 1 plays safe.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from all.")]
@@ -295,6 +302,7 @@ def generate(
         float | None,
         typer.Option(help="Guidance by the conditions; 0 for none; shapes: default 2."),
     ] = None,
+    draft: Draft = None,
     blend: Annotated[
         float | None,
         typer.Option(help="Shapes: share of the image beside a text; default 0.5."),
@@ -322,7 +330,14 @@ def generate(
 ) -> None:
     """Make new shapes from a text, a picture, both or nothing, or images of a class or none."""
     kind = kinds.of_generator(model)
-    shape = {"image": image, "blend": blend, "top_k": top_k, "top_p": top_p, "res": resolution}
+    shape = {
+        "image": image,
+        "draft": draft,
+        "blend": blend,
+        "top_k": top_k,
+        "top_p": top_p,
+        "res": resolution,
+    }
     given = kinds.options(
         kind,
         kind.generate,
@@ -349,6 +364,7 @@ def complete(
     seed: Seed = 0,
     model: Generator = DEFAULT_GENERATOR,
     cfg: Strength = CFG,
+    draft: Draft = None,
     blend: Blend = 0.5,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
@@ -378,6 +394,7 @@ def complete(
         count=count,
         seed=seed,
         cfg=cfg,
+        draft=draft,
         blend=blend,
         sampling=sampling,
         kept=generator.coarse(codes, from_scale),

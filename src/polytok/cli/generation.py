@@ -128,6 +128,7 @@ def generate(
     text: str | None = None,
     image: Path | None = None,
     cfg: float = CFG,
+    draft: float | None = None,
     blend: float = 0.5,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -144,7 +145,7 @@ def generate(
     generator = api.load_generator(model, device=device)
     note_cut(generator, text)
     parts = generator.stream(
-        text, image, count=count, seed=seed, cfg=cfg, blend=blend, sampling=sampling
+        text, image, count=count, seed=seed, cfg=cfg, draft=draft, blend=blend, sampling=sampling
     )
     write_shapes(generator.codec, parts, to, resolution=res, force=force, as_json=as_json)
 

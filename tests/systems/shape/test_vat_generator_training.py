@@ -10,7 +10,6 @@ import torch
 import trimesh
 
 from polytok.core import hub
-from polytok.core.config import override
 from polytok.core.errors import ConfigError, PolytokError
 from polytok.data.prepared import PreparedFolder, prepare_folder
 from polytok.data.views import render_folder
@@ -138,7 +137,10 @@ def test_a_short_run_lowers_the_loss(store: PreparedFolder, tokenizer: VAT, tmp_
     model.eval()
     with torch.no_grad():
         start = validation(model)
-    assert set(start) == {"ce", "ce_text", *(f"ce_scale_{k}" for k in range(1, 5))}
+    assert set(start) == {
+        *("ce", "ce_text", "draft", "draft_text"),
+        *(f"ce_scale_{k}" for k in range(1, 5)),
+    }
     config = TrainConfig(batch_size=4, lr=1e-2, num_workers=0, ema_decay=0.0, device="cpu")
     generate = next(s for s in STAGES if s.name == "generate")
     fit(model, [(generate, 160)], source, config, tmp_path / "run")
@@ -154,8 +156,7 @@ def test_what_a_picture_leads_to_expect_is_learnt_without_codes_or_captions(
     sampling = ViewSampling(count=1, size=32)
     views = render_folder(meshes, tmp_path / "v", codes.index.names, sampling, processes=1)
     torch.manual_seed(0)
-    config = override(preset("vat-512b-tiny-gen"), is_drafted=True)
-    model = VATGenerator(config, tokenizer.bottleneck.quantizer)
+    model = VATGenerator(preset("vat-512b-tiny-gen"), tokenizer.bottleneck.quantizer)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     source = CodeSource(codes, text=model.tower("text"), views=views, aligned_share=1.0)
     validation = GeneratorValidation(source, 2)
@@ -187,7 +188,7 @@ def test_a_run_starts_from_the_weights_its_recipe_names(
         preset="vat-512b-tiny-gen",
         data=DataRecipe(train=str(meshes), prepared=str(tmp_path / "prepared")),
         stages=(StageBudget(name="generate", samples=4),),
-        config={"tokenizer": str(base), "image": None},
+        config={"tokenizer": str(base), "image": None, "is_drafted": False},
         sampling={"aligned": 1, "distorted": 0},
     )
     one = prepare_training(recipe).model

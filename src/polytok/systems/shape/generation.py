@@ -25,7 +25,7 @@ from polytok.systems.shape.vat.generator import VATGenerator
 Picture = Image.Image | str | PathLike[str]
 MAX_COUNT = 10_000
 MAX_DRAWS = 8
-DRAFT = 10.0
+DRAFT = 30.0
 # Of a shape that was never measured: its longest side is 1.
 UNIT_SCALE = 1.96
 

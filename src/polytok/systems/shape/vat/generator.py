@@ -128,6 +128,7 @@ PRESETS: dict[str, VATGeneratorConfig] = {
         depth=2,
         num_heads=2,
         dropout=0.0,
+        is_drafted=True,
         text=SmallTextConfig(vocab_size=300, max_tokens=8, dim=32, num_layers=1, num_heads=1),
         image=SmallImageConfig(size=32, patch=8, dim=32, num_layers=1, num_heads=1),
     ),

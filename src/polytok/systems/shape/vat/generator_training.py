@@ -68,19 +68,24 @@ class CodeSampling:
 
 
 class Backdrops:
-    """Colours objects and what is behind them, as photographs differ and renders do not."""
+    """Colours objects and what is behind them, as photographs differ and renders do not.
 
-    def __init__(self, plain: float = 0.5) -> None:
-        self.plain = plain
+    Args:
+        plain: probability of a white backdrop. bare: of an object as it was drawn.
+    """
+
+    def __init__(self, plain: float = 0.5, bare: float = 0.3) -> None:
+        self.plain, self.bare = plain, bare
 
     def __call__(self, view: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
         """A picture (3, S, S) in [0, 1] from lightness and opacity (2, S, S), 0..255.
 
-        The backdrop is white with probability ``plain``, else a slope between two colours.
+        A backdrop that is not white is a slope between two colours.
         """
         light, alpha = view.astype(np.float32) / 255
         grey, tint = rng.uniform(0.3, 1.0), rng.uniform(0.0, 0.5)
         colour = (1 - tint) * grey + tint * rng.uniform(0.0, 1.0, (3, 1, 1))
+        colour = np.ones((3, 1, 1)) if rng.uniform() < self.bare else colour
         behind = np.ones((3, 1, 1))
         if rng.uniform() >= self.plain:
             way, turn = np.linspace(-0.5, 0.5, light.shape[0]), rng.uniform(0, 2 * np.pi)
@@ -319,7 +324,7 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
             codes,
             text=model.tower("text"),
             views=views,
-            backdrops=Backdrops(plain=1.0),
+            backdrops=Backdrops(plain=1.0, bare=1.0),
             seed=VAL_SEED,
         )
         validate = GeneratorValidation(held_out, recipe.data.num_val)
