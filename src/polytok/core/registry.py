@@ -20,12 +20,14 @@ class Weights:
         path: folder below ``polytok/weights`` that ships, or a Hugging Face repository id.
         fingerprint: 4 bytes, hex, that tie a ``.ptk`` file to these weights.
         notice: what whoever encodes with them should know, on one line; or nothing.
+        draws: tag of the tokenizer whose codes a generator draws. Of several the last is its prior.
     """
 
     preset: str
     path: str
     fingerprint: str
     notice: str = ""
+    draws: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,10 +300,16 @@ WEIGHTS: dict[str, Weights] = {
         preset="vat-512b-small", path="vat-512b-small.shapes2", fingerprint="ee79e958"
     ),
     "vat-512b-small-gen.shapes1": Weights(
-        preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes1", fingerprint="3147606c"
+        preset="vat-512b-small-gen",
+        path="vat-512b-small-gen.shapes1",
+        fingerprint="3147606c",
+        draws="vat-512b-small.shapes1",
     ),
     "vat-512b-small-gen.shapes2": Weights(
-        preset="vat-512b-small-gen", path="vat-512b-small-gen.shapes2", fingerprint="e784f4ec"
+        preset="vat-512b-small-gen",
+        path="vat-512b-small-gen.shapes2",
+        fingerprint="e784f4ec",
+        draws="vat-512b-small.shapes2",
     ),
     "one-d-piece-tiny.free": Weights(
         preset="one-d-piece-tiny",
@@ -310,7 +318,10 @@ WEIGHTS: dict[str, Weights] = {
         notice="learnt from emoji, icons and renders of shapes, not from photos",
     ),
     "one-d-piece-tiny-gen.free": Weights(
-        preset="one-d-piece-tiny-gen", path="one-d-piece-tiny-gen.free", fingerprint="afd88a4c"
+        preset="one-d-piece-tiny-gen",
+        path="one-d-piece-tiny-gen.free",
+        fingerprint="afd88a4c",
+        draws="one-d-piece-tiny.free",
     ),
 }
 

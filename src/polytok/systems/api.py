@@ -236,9 +236,8 @@ def prior_of(codec: Codec, prior: StrPath | None = None, text: str | None = None
     Raises:
         WeightsError: there is none, or it belongs to other weights.
     """
-    preset, _, tag = codec.name.partition(".")
-    own = f"{preset}-gen.{tag}"
-    name = prior or (own if own in registry.WEIGHTS else f"{preset}-gen")
+    own = [tag for tag, weights in registry.WEIGHTS.items() if weights.draws == codec.name]
+    name = prior or (own[-1] if own else f"{codec.name.partition('.')[0]}-gen")
     generator = load_generator(name, modality=codec.spec.modality)
     if generator.codec.weights != codec.weights:
         raise WeightsError(
