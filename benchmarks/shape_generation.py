@@ -36,7 +36,7 @@ from polytok.networks.pretrained import SmallImageTower
 from polytok.signals import mesh as meshes
 from polytok.signals.sheet import sheet
 from polytok.systems import api
-from polytok.systems.shape.generation import UNIT_SCALE
+from polytok.systems.shape.generation import DRAFT, UNIT_SCALE
 from polytok.systems.shape.vat.generator import VATGenerator
 from polytok.systems.shape.vat.generator_training import NO_CAPTION
 
@@ -242,10 +242,14 @@ def image(bench: Bench) -> Row:
             "silhouette": int(union.max(1).argmax()),
             "feature": int((features @ seen[k]).max(1).argmax()),
         }
-        given = {"samples": views[k], "shuffled": views[other], "unconditional": None}
-        for name, view in given.items():
-            picture = None if view is None else _picture(view)
-            codes = bench.generator.generate(image=picture, seed=k, **bench.sampling)
+        given: dict[str, dict[str, Any]] = {
+            "samples": {"image": _picture(views[k])},
+            "undrafted": {"image": _picture(views[k]), "draft": 0.0},
+            "shuffled": {"image": _picture(views[other])},
+            "unconditional": {},
+        }
+        for name, prompt in given.items():
+            codes = bench.generator.generate(**prompt, seed=k, **bench.sampling)
             with torch.inference_mode():
                 inside = bench.codec.field(codes)(queries)[0].numpy() > 0
             scores.setdefault(name, []).append(intersection_over_union(inside, truth))
@@ -386,6 +390,10 @@ def _flat(light: Array, alpha: Array) -> Any:
     return Image.fromarray((light * alpha + 255 * (1 - alpha)).astype(np.uint8)).convert("RGB")
 
 
+def _masses(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the parts that have no row yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -395,7 +403,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--views", type=Path, help="pictures of the training shapes")
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--top-p", type=float, default=0.7, help="of samples with a condition")
-    parser.add_argument("--free-top-p", type=float, default=1.0, help="of samples without one")
+    parser.add_argument(
+        "--free-top-p", type=_masses, default=(1.0,), help="of samples without one, by scale"
+    )
     parser.add_argument("--limit", type=int, default=None, help="shapes per split, for a trial")
     parser.add_argument("--sheet", type=Path, help="draw a contact sheet there")
     parser.add_argument("--fresh", action="store_true")
@@ -414,6 +424,7 @@ def main(argv: list[str] | None = None) -> None:
         "model": bench.generator.name,
         "weights": bench.generator.weights,
         "cfg": args.cfg,
+        "draft": DRAFT,
         "top_p": args.top_p,
         "free_top_p": args.free_top_p,
         "resolution": RESOLUTION,

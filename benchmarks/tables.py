@@ -282,6 +282,7 @@ def generation_table(folder: Path) -> str:
     if part := rows.get("image"):
         for name, words in (
             ("samples", "one sample per picture"),
+            ("undrafted", "one sample per picture, without its draft"),
             ("shuffled", "pictures shuffled"),
             ("unconditional", "no picture"),
             ("feature", "training shape of the nearest feature"),

@@ -249,6 +249,14 @@ def test_filters_take_k_first_and_then_the_mass_of_those() -> None:
     assert both.filter(logits).isfinite().tolist() == [True, False, False, False]
     assert torch.equal(Sampling(top_p=1.0).filter(logits), logits)
     assert Sampling(top_p=1e-9).filter(logits).isfinite().tolist() == [True, False, False, False]
+    falling = Sampling(top_p=(1.0, 0.85, 1e-9))
+    kept = [int(falling.filter(logits, number).isfinite().sum()) for number in range(5)]
+    assert kept == [4, 3, 1, 1, 1]
+    step = Step(number=3, total=5)
+    assert falling.log_probs(logits, step).exp().tolist() == [1.0, 0.0, 0.0, 0.0]
+    for wrong in ((), (0.5, 1.5), (0.5, float("nan"))):
+        with pytest.raises(ConfigError, match="top_p"):
+            Sampling(top_p=wrong)
 
 
 @pytest.mark.parametrize(

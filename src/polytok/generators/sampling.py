@@ -30,38 +30,48 @@ class Sampling:
     Args:
         temperature: divides the logits, above 0.
         top_k: keep the k likeliest ids; 0 keeps all. Ties with the k-th stay.
-        top_p: keep the likeliest ids that together reach this mass; 0 or 1 keeps all.
+        top_p: keep the likeliest ids that together reach this mass; 0 or 1 keeps all. Several are
+            of the first steps, and the last of them of all that follow.
     """
 
     temperature: float = 1.0
     top_k: int = 0
-    top_p: float = 0.0
+    top_p: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature={self.temperature} is not finite and above 0")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k} must not be negative")
-        if not 0 <= self.top_p <= 1:
+        if not self._masses or not all(0 <= p <= 1 for p in self._masses):
             raise ConfigError(f"top_p={self.top_p} is not within [0, 1]")
 
-    def filter(self, logits: Tensor) -> Tensor:
-        """Scale logits (..., V) and set those that may not be drawn to -inf: top-k, then top-p."""
+    @property
+    def _masses(self) -> tuple[float, ...]:
+        return self.top_p if isinstance(self.top_p, tuple) else (self.top_p,)
+
+    def filter(self, logits: Tensor, number: int = 0) -> Tensor:
+        """Scale logits (..., V) and set those that may not be drawn to -inf: top-k, then top-p.
+
+        Args:
+            number: of the step, from 0.
+        """
         if self.temperature != 1:
             logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
-        if 0 < self.top_p < 1:
+        mass = self._masses[min(number, len(self._masses) - 1)]
+        if 0 < mass < 1:
             rising, order = logits.sort(dim=-1)
-            drop = rising.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
+            drop = rising.softmax(dim=-1).cumsum(dim=-1) <= 1 - mass
             drop[..., -1] = False
             logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
         return logits
 
     def log_probs(self, logits: Tensor, step: Step) -> Tensor:
         """Log-probabilities (..., V) of ids at logits (..., V)."""
-        return self.filter(logits).log_softmax(dim=-1)
+        return self.filter(logits, step.number).log_softmax(dim=-1)
 
     def draw(self, logits: Tensor, step: Step, *, rng: Rng) -> Draw:
         """Draw ids (B, n); their log-probability is how sure they are."""
