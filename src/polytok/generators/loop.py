@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ from polytok.generators.net import Net
 from polytok.generators.process import Known, Process, Query, Step
 from polytok.generators.sampling import Sampler, Sampling
 
-Expert = Callable[[Query, Step], Tensor]
+
+class Expert(Protocol):
+    """Says of the ids of a query what the net does not: what to add (B, n, V) to its logits."""
+
+    def __call__(self, query: Query, step: Step) -> Tensor: ...
 
 
 @torch.no_grad()
