@@ -151,6 +151,8 @@ def test_any_text_gives_a_shape(
         (("-n", 10_001), "1..10000"),
         (("--temperature", 0), "temperature"),
         (("--top-p", 1.5), "top_p=1.5"),
+        (("--top-p", "1,0.9,nan"), "top_p=1.0,0.9,nan"),
+        (("--top-p", "1,,2"), "1,,2"),
         (("--image", "missing.png"), "missing.png"),
         (("--format", "fbx"), "fbx"),
         (("--model", "vat-512b-small"), "is a tokenizer"),
@@ -175,6 +177,16 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert says in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_top_p_may_differ_by_scale(generator: Path, code: Path, tmp_path: Path) -> None:
+    arguments = ("-o", tmp_path / "a.glb", "--model", generator, "--force", *FAST)
+    assert run("complete", code, "--from-scale", 2, "--top-p", "0,0.5", *arguments) == 0
+    files = []
+    for given in ((), ("--top-p", "0"), ("--top-p", "1,1"), ("--top-p", "1,0.1")):
+        assert run("generate", "box", *given, *arguments) == 0
+        files.append((tmp_path / "a.ptk").read_bytes())
+    assert files[0] == files[1] == files[2] != files[3]
 
 
 def test_a_picture_is_drafted_from_unless_that_is_off(

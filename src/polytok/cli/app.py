@@ -34,6 +34,14 @@ app.command()(classify)
 app.command()(convert)
 
 
+def _masses(text: str) -> tuple[float, ...]:
+    """The values of top-p by step."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise PolytokError(f"{text!r} is no number and no list of numbers, as 1,0.9") from None
+
+
 def _named(inputs: list[str]) -> list[str]:
     """Refuse an empty name, which an unset variable gives: as a path it is the current folder."""
     if "" in inputs:
@@ -86,7 +94,14 @@ Draft = Annotated[
 Blend = Annotated[float, typer.Option(help="Share of the image beside a text.")]
 Temperature = Annotated[float, typer.Option(help="Below 1 plays safe.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from all.")]
-TopP = Annotated[float, typer.Option(help="Draw from this mass; 0 from all.")]
+TopP = Annotated[
+    Any,
+    typer.Option(
+        help="Draw from this mass, or from one per scale (1,0.9,0.8); 0 from all.",
+        parser=_masses,
+        metavar="FLOAT,...",
+    ),
+]
 Count = Annotated[int, typer.Option("-n", "--count", help="How many.")]
 MeshFormat = Annotated[
     str, typer.Option("--format", help="Extension, when the output is a folder.")
@@ -315,7 +330,14 @@ def generate(
     top_k: Annotated[
         int | None, typer.Option(help="Shapes: draw from the k likeliest ids.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Shapes: draw from this mass.")] = None,
+    top_p: Annotated[
+        Any,
+        typer.Option(
+            help="Shapes: draw from this mass, or from one per scale (1,0.9,0.8).",
+            parser=_masses,
+            metavar="FLOAT,...",
+        ),
+    ] = None,
     resolution: ShapeResolution = None,
     size: Annotated[
         int | None, typer.Option(help="Images: pixels a side; default the tokenizer's.", min=1)
@@ -368,7 +390,7 @@ def complete(
     blend: Blend = 0.5,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
-    top_p: TopP = 0.0,
+    top_p: TopP = "0",
     resolution: Resolution = 128,
     format_: MeshFormat = "glb",
     device: Device = "cpu",

@@ -132,7 +132,7 @@ def generate(
     blend: float = 0.5,
     temperature: float = 1.0,
     top_k: int = 0,
-    top_p: float = 0.0,
+    top_p: tuple[float, ...] = (0.0,),
     res: int = 128,
     format: str = "glb",
 ) -> None:

@@ -44,7 +44,8 @@ class Sampling:
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k} must not be negative")
         if not self._masses or not all(0 <= p <= 1 for p in self._masses):
-            raise ConfigError(f"top_p={self.top_p} is not within [0, 1]")
+            told = ",".join(map(str, self._masses)) or "none"
+            raise ConfigError(f"top_p={told} is not within [0, 1]")
 
     @property
     def _masses(self) -> tuple[float, ...]:
