@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from polytok.core import registry
 from polytok.signals import mesh as meshes
@@ -78,6 +79,34 @@ def test_deeper_weights_are_better(shapes: list[tuple[str, trimesh.Trimesh]]) ->
         scores.append([[_iou(c, data, n, *task) for c, data in pairs] for n in (7, 9)])
     old, new = np.mean(scores, axis=0).T
     assert (new > old + 0.01).all(), (old, new)
+
+
+def test_a_generator_follows_pictures(shapes: list[tuple[str, trimesh.Trimesh]]) -> None:
+    """Mean V-IoU is higher from a shape's own picture than from another's, and than from none."""
+    generator = api.load_generator("vat-512b-small-gen")
+    rng = np.random.default_rng(2)
+    points = rng.uniform(-1, 1, (NUM_QUERIES, 3))
+    sampling = meshes.ViewSampling(count=1)
+    pictures = [_picture(meshes.views(mesh, sampling, rng)[0]) for _, mesh in shapes]
+    queries = torch.from_numpy(points.astype(np.float32))[None]
+    scores = []
+    for k, (_, mesh) in enumerate(shapes):
+        truth = meshes.solidify(mesh).nearest(points).sdf < 0
+        row = []
+        for image in (pictures[k], pictures[k - 1], None):
+            codes = generator.generate(image=image, seed=k)
+            with torch.inference_mode():
+                guess = generator.codec.field(codes)(queries)[0].numpy() > 0
+            row.append((guess & truth).sum() / max((guess | truth).sum(), 1))
+        scores.append(row)
+    own, other, free = np.mean(scores, axis=0)
+    assert own > other + 0.05, (own, other)
+    assert own > free + 0.1, (own, free)
+
+
+def _picture(view: np.ndarray) -> Image.Image:
+    light, alpha = view
+    return Image.fromarray(np.stack([light, light, light, alpha], axis=-1))
 
 
 def _levels(codec: ShapeCodec) -> range:
