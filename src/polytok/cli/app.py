@@ -97,7 +97,7 @@ TopK = Annotated[int, typer.Option(help="Draw from the k likeliest ids; 0 from a
 TopP = Annotated[
     Any,
     typer.Option(
-        help="Draw from this mass, or from one per scale (1,0.9,0.8); 0 from all.",
+        help="Shapes: draw from this mass, or from one per scale (1,0.9,0.8); 0 from all.",
         parser=_masses,
         metavar="FLOAT,...",
     ),
@@ -330,14 +330,7 @@ def generate(
     top_k: Annotated[
         int | None, typer.Option(help="Shapes: draw from the k likeliest ids.")
     ] = None,
-    top_p: Annotated[
-        Any,
-        typer.Option(
-            help="Shapes: draw from this mass, or from one per scale (1,0.9,0.8).",
-            parser=_masses,
-            metavar="FLOAT,...",
-        ),
-    ] = None,
+    top_p: TopP = None,
     resolution: ShapeResolution = None,
     size: Annotated[
         int | None, typer.Option(help="Images: pixels a side; default the tokenizer's.", min=1)

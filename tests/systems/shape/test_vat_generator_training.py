@@ -13,6 +13,7 @@ from polytok.core import hub
 from polytok.core.errors import ConfigError, PolytokError
 from polytok.data.prepared import PreparedFolder, prepare_folder
 from polytok.data.views import render_folder
+from polytok.networks.pretrained import SmallTextTower
 from polytok.signals.mesh import ViewSampling
 from polytok.systems.shape.vat import VAT
 from polytok.systems.shape.vat import preset as tokenizer_preset
@@ -38,7 +39,7 @@ def meshes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trimesh.creation.cone(1, 2).export(meshes / "cone.glb")
     rows = (
         '{"file": "box.glb", "caption": "random object"}',
-        '{"file": "cone.glb", "caption": "cone"}',
+        '{"file": "cone.glb", "caption": "cone of cones"}',
     )
     (meshes / "metadata.jsonl").write_text("\n".join(rows))
     return meshes
@@ -63,7 +64,7 @@ def test_passes_are_made_once_and_belong_to_their_settings(
     codes = encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=0)
     assert tuple(codes.ids.shape) == (3, 2, 30)
     assert codes.index.aligned == ("same", "mirrored", "none")
-    assert codes.index.captions == ("random object", "cone")
+    assert codes.index.captions == ("random object", "cone of cones")
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     again = encode_shapes(tokenizer, store, tmp_path, SAMPLING, weights="00c0ffee", seed=0)
     assert torch.equal(again.ids, codes.ids)
@@ -206,9 +207,14 @@ def test_a_run_starts_from_the_weights_its_recipe_names(
     assert all(torch.equal(v, three[k]) for k, v in one.state_dict().items())
     # And with another tower, which starts anew.
     tower = {"text": {"dim": 16, "num_heads": 1}}
-    four = prepare_training(
+    other = prepare_training(
         replace(recipe, init=str(tmp_path / "one"), config={**recipe.config, **tower})
-    ).model.state_dict()
+    ).model
+    four, read = other.state_dict(), other.tower("text")
+    first = one.tower("text")
+    assert isinstance(read, SmallTextTower)
+    assert isinstance(first, SmallTextTower)
+    assert read.tokenizer.merges == first.tokenizer.merges != ()
     assert torch.equal(four["net.start"], one.state_dict()["net.start"])
     assert four["conditioner.to_tokens.text.weight"].shape == (32, 16)
     assert any(k.startswith("conditioner.draft.") for k in three)

@@ -253,10 +253,10 @@ class GeneratorValidation:
                     k: v if k == "seed" else v.to(device) for k, v in batch.items() if k in keys
                 }
                 found = model(part, StepContext())
-                losses += [found.output[k].float().cpu() for k in ("losses",) if k in found.output]
-                drafts += [
-                    float(v) * len(part["ids"]) for k, v in found.losses.items() if k == "draft"
-                ]
+                if "losses" in found.output:
+                    losses.append(found.output["losses"].float().cpu())
+                if "draft" in found.losses:
+                    drafts.append(float(found.losses["draft"]) * len(part["ids"]))
             suffix = f"_{kind}" if kind else ""
             if drafts:
                 out[f"draft{suffix}"] = sum(drafts) / sum(len(b["ids"]) for b in self.batches)
@@ -299,9 +299,8 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     model = VATGenerator(config, codec.model.bottleneck.quantizer)
     folder = prepared_folder(recipe.data.train, recipe.data.prepared)
     codes = _codes(folder, codec, sampling)
-    if recipe.init:
-        _go_on(model, api.find_weights(recipe.init)[0])
-    elif config.text is not None:
+    anew = _go_on(model, api.find_weights(recipe.init)[0]) if recipe.init else ["text"]
+    if config.text is not None and "text" in anew:
         captions = [c for c in codes.index.captions if c != NO_CAPTION]
         tower = model.tower("text")
         assert isinstance(tower, SmallTextTower)
@@ -331,13 +330,18 @@ def prepare_training(recipe: Recipe) -> VATGeneratorTraining:
     return VATGeneratorTraining(model=model, source=source, validate=validate)
 
 
-def _go_on(model: VATGenerator, folder: Path) -> None:
-    """Fill a model with the weights of a folder; drafts it lacks and other towers start anew."""
+def _go_on(model: VATGenerator, folder: Path) -> list[str]:
+    """Fill a model with the weights of a folder; drafts it lacks and other towers start anew.
+
+    Returns:
+        The modalities of towers that do.
+    """
     before = from_dict(VATGeneratorConfig, hub.read_info(folder).config)
     changed = [m for m in ("text", "image") if getattr(before, m) != getattr(model.config, m)]
     towers = [f"conditioner.*.{m}*" for m in changed]
     drafts = ["conditioner.draft.*"] if before.is_drafted != model.config.is_drafted else []
     hub.load_weights(model, folder, lacking=[*towers, *drafts], unused=[*towers, *drafts])
+    return changed
 
 
 def _codes(folder: Path, codec: ShapeCodec, sampling: CodeSampling) -> CodeFolder:
