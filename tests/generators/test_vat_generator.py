@@ -11,7 +11,7 @@ from polytok.bottlenecks import RESAMPLERS, MultiScaleVQ
 from polytok.core.config import override
 from polytok.core.contracts import StepContext
 from polytok.core.errors import PolytokError
-from polytok.generators import DraftConditioner, DraftExpert, Guide, Known, Sampling
+from polytok.generators import DraftConditioner, DraftExpert, Guide, Known, Sampling, ScaleOrder
 from polytok.systems.prior import PriorCoder
 from polytok.systems.shape.vat.generator import VATGenerator, preset
 
@@ -129,6 +129,27 @@ def test_scales_weighted_by_their_slots_give_the_whole_loss() -> None:
     out = model({"ids": ids_of(2), "seed": torch.arange(2)}, StepContext())
     parts = [out.metrics[f"ce_{k + 1}"] * s for k, s in enumerate(SLOTS)]
     torch.testing.assert_close(torch.stack(parts).sum() / sum(SLOTS), out.losses["ce"])
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_a_balance_weighs_slots_by_the_size_of_their_scale(balance: float) -> None:
+    model = build()
+    batch = {"ids": ids_of(3), "seed": torch.arange(3)}
+    with torch.no_grad():
+        losses = model(batch, StepContext()).output["losses"]
+        balanced = VATGenerator(override(model.config, scale_balance=balance), model._quantizer)
+        balanced.load_state_dict(model.state_dict())
+        loss = balanced.eval()(batch, StepContext()).losses["ce"]
+    # Scales of n slots count n^(1 - balance) as wholes; at 1 they all count alike.
+    means = torch.stack([losses[:, span].mean() for span in model.process.spans])
+    share = torch.tensor(SLOTS).float() ** (1 - balance)
+    torch.testing.assert_close(loss, (means * share).sum() / share.sum())
+
+
+def test_a_balance_is_within_0_and_1() -> None:
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(PolytokError, match=r"balance=.* is not within"):
+            ScaleOrder(build()._quantizer, balance=wrong)
 
 
 def expert_of(model: VATGenerator, draft: Tensor, strength: float) -> DraftExpert:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -142,11 +143,31 @@ class GroupOrder(Process):
 
 
 class ScaleOrder(GroupOrder):
-    """Scale after scale of a multi-scale quantizer."""
+    """Scale after scale of a multi-scale quantizer.
 
-    def __init__(self, quantizer: MultiScaleVQ) -> None:
+    Args:
+        balance: in training a slot of a scale of n counts n^-balance, on the mean 1: 0 for all
+            slots alike (VAR), 1 for all scales alike.
+
+    Raises:
+        ConfigError: it is not within [0, 1].
+    """
+
+    def __init__(self, quantizer: MultiScaleVQ, *, balance: float = 0.0) -> None:
+        if not 0 <= balance <= 1:
+            raise ConfigError(f"balance={balance} is not within [0, 1]")
         vocab = quantizer.embedding.num_embeddings
         super().__init__(quantizer.slots, vocab, ScaleFeed(quantizer))
+        self.balance = balance
+
+    def corrupt(self, batch: Batch, *, rng: Rng | None = None) -> Example:
+        example = super().corrupt(batch, rng=rng)
+        if not self.balance:
+            return example
+        sizes = torch.tensor(self.slots, device=example.target.device, dtype=torch.float32)
+        weight = (sizes**-self.balance)[self.levels()]
+        weight = weight / weight.mean()
+        return replace(example, weight=weight.expand(example.target.shape))
 
 
 class RasterOrder(GroupOrder):

@@ -71,6 +71,8 @@ class VATGeneratorConfig:
         tokenizer_weights: their fingerprint; others are refused. "" before training.
         dim, depth, num_heads: of the transformer. dropout: on what its blocks add.
         condition_dropout: probability of each modality to be hidden from a training sample.
+        scale_balance: how much more a slot of a small scale counts in training, see
+            :class:`ScaleOrder` (ours; VAR's 0 by default).
         is_drafted: whether a draft of the latents is read from the conditions, from which towers
             learn and which can steer sampling (ours, not the paper's).
         text, image: towers trained along; None leaves the modality out.
@@ -84,6 +86,7 @@ class VATGeneratorConfig:
     num_heads: int = 3
     dropout: float = 0.1
     condition_dropout: float = 0.1
+    scale_balance: float = 0.0
     is_drafted: bool = False
     text: SmallTextConfig | None = None
     image: SmallImageConfig | None = None
@@ -165,7 +168,7 @@ class VATGenerator(Generator):
 
     def __init__(self, config: VATGeneratorConfig, quantizer: MultiScaleVQ) -> None:
         frozen = Frozen(quantizer)
-        process = ScaleOrder(quantizer)
+        process = ScaleOrder(quantizer, balance=config.scale_balance)
         net = AdaptiveTransformer(
             dim=config.dim,
             depth=config.depth,
