@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,18 +66,13 @@ def draw_plot(folder: Path = RESULTS) -> Path:
 
 
 def panels_of(folder: Path) -> dict[str, list[Row]]:
-    """Rows by domain, tiles first; of several numbers of tiles the one of highest PSNR."""
-    found: dict[str, dict[tuple[str, int], Row]] = {}
+    """Rows by domain, tiles first."""
+    found: dict[str, list[Row]] = {}
     for part in ("tiles", "kodak"):
         data = load(f"image_rd_{part}", folder)
         for row in data["rows"] if data else []:
-            method = row["method"]
-            if method.startswith(OURS):
-                method = re.sub(r" \d+ tiles$", "", method)
-            rows, key = found.setdefault(row["domain"], {}), (method, row["bytes"])
-            if key not in rows or row["psnr"] > rows[key]["psnr"]:
-                rows[key] = {**row, "method": method}
-    return {domain: list(rows.values()) for domain, rows in found.items()}
+            found.setdefault(row["domain"], []).append(row)
+    return found
 
 
 def _draw(panel: Any, rows: Sequence[Row], score: str) -> None:

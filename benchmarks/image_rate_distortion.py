@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from io import BytesIO
 from itertools import groupby
@@ -35,7 +35,7 @@ from _image_peers import PACKAGES, Coded, kept_search, mean_colour
 from _image_report import SHEET_SIZES, draw_plot, draw_sheet
 from _report import load
 from _results import RESULTS, ROOT, Results, Row, load_codec
-from polytok import bitstream
+from polytok.core import registry
 from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError
 from polytok.data.images import LabelledImages, read_labelled
@@ -48,6 +48,7 @@ from polytok.metrics import (
 )
 from polytok.networks.pretrained import map_distance
 from polytok.systems import api
+from polytok.systems.image.codec import AUTO_TILES
 from polytok.systems.image.titok.model import TiTok
 
 SEED = 0
@@ -64,20 +65,25 @@ class Setting:
 
     Args:
         budgets: bytes of a file. sides: pixels of the longest side that peers shrink to.
-        tiles: along the longest side, for polytok. has_hashes: whether they are peers.
+        tiles: along the longest side, of which polytok takes the best, picture by picture.
+        has_hashes: whether they are peers. effort: of polytok. is_prior: whether its generator, if
+        it has one, codes its files.
     """
 
     budgets: tuple[int, ...]
     sides: tuple[int, ...]
-    tiles: tuple[int, ...] = (1,)
+    tiles: tuple[int, ...] = (1, 2, 3, 4)
     has_hashes: bool = True
+    effort: int = 0
+    is_prior: bool = False
 
 
 TILES = Setting((32, 48, 64, 96, 128, 192, 256, 384), (4, 6, 8, 12, 16, 24, 32, 48))
+SEARCHED = replace(TILES, effort=5, is_prior=True)
 KODAK = Setting(
     (256, 512, 1024, 2048, 4096, 8192, 16384),
     (16, 24, 32, 48, 64, 96, 128, 192, 256, 384),
-    tiles=(1, 2, 4, 8, 12),
+    tiles=AUTO_TILES,
     has_hashes=False,
 )
 PEERS = {
@@ -221,25 +227,29 @@ def _best(several: Sequence[Tried]) -> Tried:
 
 
 def of_model(
-    codec: Any, pictures: Sequence[Image.Image], scorer: Scorer, setting: Setting, tiles: int = 1
+    codec: Any, pictures: Sequence[Image.Image], scorer: Scorer, setting: Setting
 ) -> dict[int, Tried]:
     """A codec at every budget, by the files it would write.
 
-    Budgets that no file fits are left out, and those that add nothing to the one before.
+    Budgets that no file fits are left out.
     """
-    whole = [codec.pack(codec.encode(picture, tiles=tiles))[0] for picture in pictures]
-    least = max(bitstream.sizes(codec.spec, bitstream.read_header(d).meta)[0] for d in whole)
+    has_prior = any(tag.draws == codec.name for tag in registry.WEIGHTS.values())
+    prior = api.prior_of(codec) if setting.is_prior and has_prior else None
     found: dict[int, Tried] = {}
-    before: list[bytes] = []
-    for budget in (b for b in setting.budgets if b >= least):
-        files = [codec.truncate(data, budget) for data in whole]
-        if files == before and len(setting.tiles) > 1:
-            break
-        if files != before:
-            decoded = [codec.decode(codec.unpack(data))[0] for data in files]
-            sizes = np.array([len(data) for data in files])
-            tried = Tried(scorer(decoded), sizes <= budget, float(sizes.mean()))
-        found[budget], before = tried, files
+    for budget in setting.budgets:
+        fit = codec.fitting(budget, prior=prior)
+        try:
+            codes = [
+                codec.encode(p, tiles=setting.tiles, effort=setting.effort, fit=fit)
+                for p in pictures
+            ]
+        except PolytokError:
+            continue
+        files = [codec.pack(code, max_bytes=budget, prior=prior)[0] for code in codes]
+        decoded = [codec.decode(codec.unpack(data, prior=prior))[0] for data in files]
+        sizes = np.array([len(data) for data in files])
+        found[budget] = Tried(scorer(decoded), sizes <= budget, float(sizes.mean()))
+        print(f"{codec.name}: {budget} bytes", flush=True)
     return found
 
 
@@ -273,18 +283,27 @@ def _by_source(values: NDArray[np.float64], names: Sequence[str]) -> list[float]
 
 
 def tiles(args: argparse.Namespace) -> None:
-    """Held-back pictures of one tile at every budget."""
+    """Held-back pictures of 64 pixels a side at every budget."""
+    _measure_folders("tiles", TILES, args)
+
+
+def searched_tiles(args: argparse.Namespace) -> None:
+    """The same by search, and coded by a generator where there is one."""
+    _measure_folders("searched", SEARCHED, args)
+
+
+def _measure_folders(part: str, setting: Setting, args: argparse.Namespace) -> None:
     judge, told = judges.load_judge(args.work / JUDGE, judges.Judge, "--parts judge")
-    about = protocol(TILES, judge=told, limit=args.limit)
-    results = _results_of("tiles", about, args, ("domain", "bytes", "method"))
+    about = protocol(setting, judge=told, limit=args.limit)
+    results = _results_of(part, about, args, ("domain", "bytes", "method"))
     for folder in args.pictures:
         pictures, names = held_back(folder, args.limit)
         head = {"domain": Path(folder).name, "pictures": len(pictures), "sources": len(set(names))}
-        _measure(pictures, names, head, TILES, judge, results, args)
+        _measure(pictures, names, head, setting, judge, results, args)
 
 
 def kodak(args: argparse.Namespace) -> None:
-    """Whole photos at every budget, cut into several numbers of tiles."""
+    """Whole photos at every budget."""
     judge, told = judges.load_judge(args.work / JUDGE, judges.Judge, "--parts judge")
     about = protocol(KODAK, judge=told, limit=args.limit)
     results = _results_of("kodak", about, args, ("domain", "bytes", "method"))
@@ -318,22 +337,20 @@ def _measure(
     groups = members_of(setting)
     for model in args.model:
         codec = load_codec(model)
-        for count in setting.tiles:
-            words = "" if setting.tiles == (1,) else f" {count} tiles"
-            rows += [
-                {
-                    **head,
-                    "bytes": budget,
-                    "method": f"polytok:{Path(model).name}{words}",
-                    "weights": codec.weights,
-                    **summary(one),
-                    **{
-                        f"over {g}": over(one, [peers[m, budget] for m in members], names)
-                        for g, members in groups.items()
-                    },
-                }
-                for budget, one in of_model(codec, pictures, scorer, setting, count).items()
-            ]
+        rows += [
+            {
+                **head,
+                "bytes": budget,
+                "method": f"polytok:{Path(model).name}",
+                "weights": codec.weights,
+                **summary(one),
+                **{
+                    f"over {g}": over(one, [peers[m, budget] for m in members], names)
+                    for g, members in groups.items()
+                },
+            }
+            for budget, one in of_model(codec, pictures, scorer, setting).items()
+        ]
     _replace(results, rows)
     report(rows)
 
@@ -588,7 +605,10 @@ def protocol(setting: Setting, **extra: Any) -> Row:
         "one byte a character. What does not fit scores as the mean colour of the picture. direct "
         "= webp, avif, jpeg; small = small-*; hash = both hashes; all = these, picture by picture "
         "the file of highest PSNR. webp-lossless stands aside: equal pictures count as 100 dB. "
-        "polytok: the longest prefix of a file that fits. 'over X': mean gain, better being "
+        f"polytok: picture by picture the best of {', '.join(map(str, setting.tiles))} tiles "
+        f"along the longest side by mean square, effort {setting.effort}"
+        + (", coded by the generator of the weights if there is one" if setting.is_prior else "")
+        + ", the longest prefix that fits. 'over X': mean gain, better being "
         "positive, with its 95% bootstrap interval over sources, over X or the method in it that "
         "is best by the mean of that score",
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -606,6 +626,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run: Mapping[str, Callable[[argparse.Namespace], None]] = {
         "judge": make_judge,
         "tiles": tiles,
+        "searched": searched_tiles,
         "kodak": kodak,
         "prefixes": prefixes,
         "coders": coders,

@@ -160,11 +160,27 @@ def test_photos_are_cut_into_tiles(
     rows = run("judge,kodak", "--model", tmp_path / "colours")
     found = {(row["method"], row["bytes"]): row for row in rows}
     assert not any("hash" in method for method, _ in found)
-    assert ("polytok:colours 2 tiles", 64) in found
-    assert ("polytok:colours 2 tiles", 512) in found
-    # One tile is a whole code below 128 bytes: a larger budget adds nothing.
-    assert 64 < found["polytok:colours 1 tiles", 128]["file_bytes"] < 128
-    assert ("polytok:colours 1 tiles", 512) not in found
+    few, more, most = (found["polytok:colours", budget] for budget in (64, 128, 512))
+    # All of one tile's tokens take less than 128 bytes: what shows more has more tiles.
+    assert few["file_bytes"] <= 64 and 128 < most["file_bytes"] <= 512
+    assert few["psnr"] < more["psnr"] < most["psnr"]
+
+
+def test_searched_files_are_nearer(
+    run: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = replace(bench.TILES, budgets=(64,))
+    monkeypatch.setattr(bench, "TILES", setting)
+    monkeypatch.setattr(bench, "SEARCHED", replace(setting, effort=1, is_prior=True))
+    more = ("--model", "one-d-piece-tiny.free", "--limit", 2)
+    plain, searched = (
+        next(row for row in run(f"judge,{part}", *more) if row["method"].startswith("polytok:"))
+        for part in ("tiles", "searched")
+    )
+    assert searched["psnr"] > plain["psnr"] and searched["file_bytes"] <= 64
 
 
 def test_prefixes_plot_and_sheet(

@@ -469,6 +469,23 @@ def test_a_searched_file_fits_and_is_nearer(photo: Path, tmp_path: Path) -> None
     assert scores[1] > scores[0] + 0.1
 
 
+def test_tiles_can_be_chosen_by_bytes(
+    photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for size in (40, 400):
+        code, report = tmp_path / f"{size}.ptk", tmp_path / f"{size}.json"
+        options = ("--tiles", "auto", "--bytes", size)
+        assert run("encode", photo, "-o", code, *options) == 0
+        assert code.stat().st_size <= size
+        header = bitstream.read_header(code.read_bytes())
+        assert run("evaluate", photo.parent, *options, "--limit", 1, "-o", report) == 0
+        [row] = json.loads(report.read_text())["rows"]
+        assert row["tiles"] == int(header.meta["tiles"]) and row["bytes"] == code.stat().st_size
+        found.append(row["psnr"])
+    assert found[1] > found[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -476,6 +493,10 @@ def test_a_searched_file_fits_and_is_nearer(photo: Path, tmp_path: Path) -> None
         (["--tokens", 17], "tokens=17 is not within 1..16"),
         (["--tokens", 0], "greater than or equal to 1"),
         (["--tiles", 17], "tiles=17 is not within 1..16"),
+        (["--tiles", 0], "tiles=0 is not within 1..16"),
+        (["--tiles", "two"], "--tiles 'two' is no whole number, nor auto"),
+        (["--tiles", "auto"], "--tiles auto needs --bytes"),
+        (["--tiles", "auto", "--bytes", 17], "the smallest possible size: 18$"),
         (["--effort", 3], "has no search, as TiTok and One-D-Piece have; use 0"),
         (["--effort", 10], "less than or equal to 9"),
         (["--seed", 3], "--seed is not for images"),

@@ -42,6 +42,16 @@ def _masses(text: str) -> tuple[float, ...]:
         raise PolytokError(f"{text!r} is no number and no list of numbers, as 1,0.9") from None
 
 
+def _tiles(text: str) -> int | str:
+    """A number of tiles, or that one is to be chosen."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise PolytokError(f"--tiles {text!r} is no whole number, nor auto") from None
+
+
 def _named(inputs: list[str]) -> list[str]:
     """Refuse an empty name, which an unset variable gives: as a path it is the current folder."""
     if "" in inputs:
@@ -75,7 +85,13 @@ ShapeStretch = Annotated[
 ]
 Tokens = Annotated[int | None, typer.Option(help="Images: only the first of every tile.", min=1)]
 Tiles = Annotated[
-    int | None, typer.Option(help="Images: tiles along the longest side, 1 (default) to 16.", min=1)
+    Any,
+    typer.Option(
+        help="Images: tiles along the longest side, 1 (default) to 16, or auto for the number "
+        "that shows most in --bytes.",
+        parser=_tiles,
+        metavar="INTEGER|auto",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Prior = Annotated[str | None, typer.Option(help="Generator of --coder prior, if not the usual.")]
@@ -165,14 +181,8 @@ def encode(
     def pack(codes: Codes) -> bytes:
         return codec.pack(codes, max_bytes=max_bytes, coder=static, prior=symbols)[0]
 
-    def fit(codes: Codes) -> int:
-        # Most fit without the prior, which takes long.
-        if len(codec.pack(codes, coder=static)[0]) <= (max_bytes or 0):
-            return kind.count(codec, codes)
-        return kind.count(codec, codec.unpack(pack(codes), prior=symbols))
-
     if max_bytes is not None:
-        given["fit"] = fit
+        given["fit"] = codec.fitting(max_bytes, coder=static, prior=symbols)
 
     def work(source: Path, target: Path) -> dict[str, Any]:
         data = pack(kind.encode(codec, source, **given))

@@ -19,11 +19,12 @@ from polytok.metrics import IMAGE_CONVENTIONS, bits_per_pixel, psnr, ssim
 from polytok.signals import image as images
 from polytok.signals.image.io import MAX_PIXELS
 from polytok.signals.sheet import sheet
-from polytok.systems.image.codec import ImageCodec
+from polytok.systems.image.codec import AUTO_TILES, ImageCodec
 
 NOUN, UNIT, SUFFIX = "image", "tokens", ".png"
 FACTS = ("width", "height")
 EXTENSIONS, WRITABLE = images.EXTENSIONS, images.WRITABLE
+AUTO = "auto"
 SSIM_WINDOW = 11
 SHEET_COLUMNS = 8
 SHEET_SIDE = 256  # of the pictures of a sheet, unless another size is asked for
@@ -36,7 +37,7 @@ def encode(
     source: Path,
     *,
     tokens: int | None = None,
-    tiles: int = 1,
+    tiles: int | str = 1,
     effort: int = 0,
     background: str = "white",
     fit: Callable[[Codes], int] | None = None,
@@ -48,7 +49,7 @@ def encode(
     return codec.encode(
         source,
         tokens=tokens,
-        tiles=tiles,
+        tiles=_tiles(tiles, is_limited=fit is not None),
         effort=effort,
         fit=fit,
         background=_colour(background),
@@ -128,7 +129,7 @@ def settings(
     *,
     tokens: int | None = None,
     bytes: int | None = None,
-    tiles: int = 1,
+    tiles: int | str = 1,
     effort: int = 0,
     prefixes: bool = False,
 ) -> Row:
@@ -157,17 +158,15 @@ def score(
     seed: int,
     tokens: int | None = None,
     bytes: int | None = None,
-    tiles: int = 1,
+    tiles: int | str = 1,
     effort: int = 0,
     prefixes: bool = False,
 ) -> Row:
     """Encode, decode and score a picture, and prefixes of 1, 2, 4, ... tokens if asked for."""
     start = time.perf_counter()
-
-    def fit(codes: Codes) -> int:
-        return count(codec, codec.unpack(codec.pack(codes, max_bytes=bytes)[0]))
-
-    codes = codec.encode(picture, tokens=tokens, tiles=tiles, effort=effort, fit=fit)
+    fit = None if bytes is None else codec.fitting(bytes)
+    choices = _tiles(tiles, is_limited=bytes is not None)
+    codes = codec.encode(picture, tokens=tokens, tiles=choices, effort=effort, fit=fit)
     [data] = codec.pack(codes, max_bytes=bytes)
     middle = time.perf_counter()
     codes = codec.unpack(data)
@@ -183,6 +182,7 @@ def score(
         "tokens": kept,
         "bytes": len(data),
         "bits_per_pixel": round(bits_per_pixel(len(data), *picture.size), 5),
+        **({"tiles": int(codes.meta["tiles"])} if tiles == AUTO else {}),
         "encode_seconds": round(middle - start, 3),
         "decode_seconds": round(end - middle, 3),
         **_scores(decoded, truth),
@@ -240,6 +240,15 @@ def _check_sheet(codes: Codes, count: int, side: int) -> None:
             f"--lengths asks for {count} pictures of {width} x {height}, together more than "
             f"{MAX_PIXELS // 10**6} megapixels; --size makes them smaller"
         )
+
+
+def _tiles(tiles: int | str, *, is_limited: bool) -> int | tuple[int, ...]:
+    """Numbers of tiles to choose from, or the one that was asked for."""
+    if isinstance(tiles, int):
+        return tiles
+    if not is_limited:
+        raise PolytokError(f"--tiles {AUTO} needs --bytes: without a limit more tiles show more")
+    return AUTO_TILES
 
 
 def _colour(text: str) -> tuple[int, int, int]:

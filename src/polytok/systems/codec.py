@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,28 @@ class Codec:
     ) -> bytes:
         """Return the largest valid prefix of a file that has at most ``max_bytes``."""
         return bitstream.truncate(data, self.spec, max_bytes, **self._known(prior))
+
+    def fitting(
+        self,
+        max_bytes: int,
+        *,
+        coder: str = "auto",
+        prior: bitstream.SymbolModel | None = None,
+    ) -> Callable[[Codes], int]:
+        """What ``encode`` takes as ``fit``: counts the levels of a code whose file fits.
+
+        Arguments are those of :meth:`pack`. What it returns raises :class:`PolytokError` where
+        nothing fits.
+        """
+
+        def count(codes: Codes) -> int:
+            # Most fit without the prior, which takes long.
+            if len(self.pack(codes, coder=coder)[0]) > max_bytes:
+                [data] = self.pack(codes, max_bytes=max_bytes, coder=coder, prior=prior)
+                codes = self.unpack(data, prior=prior)
+            return len(bitstream.bits_per_level(codes, self.spec))
+
+        return count
 
     def _known(self, prior: bitstream.SymbolModel | None) -> dict[str, Any]:
         return {"weights": self.weights, "histograms": self.histograms, "prior": prior}

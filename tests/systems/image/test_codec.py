@@ -256,6 +256,30 @@ def test_pictures_of_different_tiles_are_encoded_one_by_one(codec: ImageCodec) -
             codec.encode(wide, tiles=tiles)
 
 
+def test_the_number_of_tiles_that_shows_most_is_chosen(codec: ImageCodec) -> None:
+    """Against every number on its own, cut to as many bytes."""
+    picture, choices = blocks(8, 12), (1, 2, 3, 6)
+
+    def error(codes: Codes, budget: int) -> float:
+        [data] = codec.pack(codes, max_bytes=budget)
+        shown = np.asarray(codec.decode(codec.unpack(data))[0], float)
+        return float(np.square(shown - np.asarray(picture, float)).mean())
+
+    chosen = []
+    for budget, possible in ((24, 1), (40, 3), (90, 4), (400, 4)):
+        codes = codec.encode(picture, tiles=choices, fit=codec.fitting(budget))
+        others = [codec.encode(picture, tiles=tiles) for tiles in choices[:possible]]
+        assert error(codes, budget) == min(error(other, budget) for other in others)
+        chosen.append(int(codes.meta["tiles"]))
+    assert chosen == sorted(chosen) and chosen[0] < chosen[-1]
+    assert same(codec.encode(picture, tiles=(3,)), codec.encode(picture, tiles=3))
+    with pytest.raises(PolytokError, match="smallest possible size"):
+        codec.encode(picture, tiles=choices, fit=codec.fitting(10))
+    for wrong, words in (((), "no number"), ((1, 17), "tiles=17 is not within 1..16")):
+        with pytest.raises(PolytokError, match=words):
+            codec.encode(picture, tiles=wrong)
+
+
 def test_many_tiles_are_seen_in_parts(codec: ImageCodec) -> None:
     picture = blocks(20, 20)
     codes = codec.encode(picture, tiles=5)

@@ -26,6 +26,7 @@ Signal = Image.Image | Tensor | str | PathLike[str]
 MAX_SIDE = 4096  # of a decoded picture, unless another size is asked for
 LARGEST_SIDE = 16_384
 MICRO_BATCH = 16  # tiles that a network sees together
+AUTO_TILES = (1, 2, 3, 4, 6, 8, 12, 16)  # what ``--tiles auto`` chooses from
 
 
 class ImageCodec(Codec):
@@ -88,7 +89,7 @@ class ImageCodec(Codec):
         signals: Signal | Sequence[Signal],
         *,
         tokens: int | None = None,
-        tiles: int = 1,
+        tiles: int | Sequence[int] = 1,
         effort: int = 0,
         fit: Callable[[Codes], int] | None = None,
         background: Sequence[int] = images.WHITE,
@@ -103,7 +104,8 @@ class ImageCodec(Codec):
             fit: counts the tokens of every tile that may stay. A search is for a code of as many,
                 which stays whole; without one, cutting a code later gives the same.
             tiles: along the longest side, 1..16; the other side has as many as keep them nearest
-                to square.
+                to square. Of several, the number whose code of effort 0, of as many tokens as
+                ``fit`` counts, decodes nearest to the picture by squared error.
             background: red, green, blue in 0..255, over which transparency is laid.
             note: is told, on one line each, what of a picture is changed or left out.
 
@@ -112,14 +114,18 @@ class ImageCodec(Codec):
             PolytokError: ``tokens``, ``tiles`` or ``effort`` is out of range, the tokenizer cannot
                 search, or the pictures of a list have different numbers of tiles.
         """
-        bitstream.tile_grid(1, 1, tiles)  # refuses what is out of range before anything is read
+        choices = (tiles,) if isinstance(tiles, int) else tuple(sorted(set(tiles)))
+        if not choices:
+            raise PolytokError("tiles: there is no number to choose from")
+        for number in choices:  # what is out of range is refused before anything is read
+            bitstream.tile_grid(1, 1, number)
         if tokens is not None:
             self._check_tokens(tokens, self.num_tokens)
         self._check_effort(effort)
         items = _listed(signals)
         if not items:
             raise PolytokError("nothing to encode: the list is empty")
-        make = partial(self._encode_one, tiles=tiles, tokens=tokens, effort=effort, fit=fit)
+        make = partial(self._encode_one, choices=choices, tokens=tokens, effort=effort, fit=fit)
         parts = [make(self.read(item, background, note=note)) for item in items]
         counts = sorted({_num_tiles(part) for part in parts})
         if len(counts) > 1:
@@ -186,36 +192,68 @@ class ImageCodec(Codec):
         self,
         picture: Image.Image,
         *,
-        tiles: int,
+        choices: Sequence[int],
         tokens: int | None,
         effort: int,
         fit: Callable[[Codes], int] | None,
     ) -> Codes:
-        grid = bitstream.tile_grid(*picture.size, tiles)
-        values = torch.from_numpy(images.to_tiles(picture, self.size, grid))
-        parts = values.to(self.device).split(MICRO_BATCH)
+        code = partial(self._first_code, picture, tokens=tokens)
+        best = code(choices[0]) if len(choices) == 1 else self._nearest(picture, choices, code, fit)
+        return self._searched(picture, best, effort, fit) if effort else best
 
-        def coded(ids: Tensor) -> Codes:
-            return Codes(
-                # The first token of every tile, then the second, so a prefix is a shorter code.
-                indices=(ids.T.reshape(1, -1).cpu(),),
-                meta={"size": torch.tensor([picture.size]), "tiles": torch.tensor([tiles])},
-            )
+    @torch.no_grad()
+    def _first_code(self, picture: Image.Image, tiles: int, *, tokens: int | None) -> Codes:
+        """What the encoder gives."""
+        parts = self._cut(picture, tiles)
+        ids = torch.cat([self.model.encode({"image": part}).indices[0] for part in parts])
+        return _coded(picture, tiles, ids[:, :tokens])
 
-        with torch.no_grad():
-            ids = torch.cat([self.model.encode({"image": part}).indices[0] for part in parts])
-        ids = ids[:, :tokens]
-        if not effort:
-            return coded(ids)
+    def _nearest(
+        self,
+        picture: Image.Image,
+        choices: Sequence[int],
+        code: Callable[[int], Codes],
+        fit: Callable[[Codes], int] | None,
+    ) -> Codes:
+        """The code that shows most of a picture, of those with a token for each of their tiles."""
+        best, least = None, math.inf
+        for tiles in choices:
+            codes = code(tiles)
+            try:
+                shown = codes if fit is None else self.prefix(codes, fit(codes))
+            except PolytokError:
+                # No more tiles fit either; if this is the first, its error tells what would.
+                if best is None:
+                    raise
+                break
+            if (error := _difference(self._decode_one(shown, None), picture)) < least:
+                best, least = codes, error
+        assert best is not None
+        return best
+
+    def _searched(
+        self, picture: Image.Image, codes: Codes, effort: int, fit: Callable[[Codes], int] | None
+    ) -> Codes:
+        """A better code with as many tiles, of the tokens that fit."""
         assert isinstance(self.model, Searchable)
-        kept = ids.shape[1] if fit is None else fit(coded(ids))
+        tiles = int(codes.meta["tiles"])
+        parts = self._cut(picture, tiles)
+        ids = codes.indices[0].view(-1, _num_tiles(codes)).T.to(self.device)
+        kept = ids.shape[1] if fit is None else fit(codes)
         while True:
             pairs = zip(parts, ids[:, :kept].split(MICRO_BATCH), strict=True)
-            found = torch.cat([refine(self.model, *pair, effort=effort) for pair in pairs])
+            found = [refine(self.model, *pair, effort=effort) for pair in pairs]
+            codes = _coded(picture, tiles, torch.cat(found))
             # Other tokens can take more bytes; then fewer are searched for, and none is cut off.
-            before, kept = kept, kept if fit is None else fit(coded(found))
+            before, kept = kept, kept if fit is None else fit(codes)
             if kept >= before:
-                return coded(found)
+                return codes
+
+    def _cut(self, picture: Image.Image, tiles: int) -> tuple[Tensor, ...]:
+        """Tiles as batches that a network sees together."""
+        grid = bitstream.tile_grid(*picture.size, tiles)
+        values = torch.from_numpy(images.to_tiles(picture, self.size, grid))
+        return values.to(self.device).split(MICRO_BATCH)
 
     @torch.inference_mode()
     def _decode_one(self, codes: Codes, size: int | None) -> Image.Image:
@@ -251,6 +289,23 @@ def _listed(signals: Any) -> list[Signal]:
     one = (Image.Image, Tensor, str, PathLike, bytes, bytearray, np.ndarray)
     is_one = isinstance(signals, one) or not isinstance(signals, Iterable)
     return [signals] if is_one else list(signals)
+
+
+def _coded(picture: Image.Image, tiles: int, ids: Tensor) -> Codes:
+    """Codes of a picture from the ids (tiles, n) of its tiles."""
+    return Codes(
+        # The first token of every tile, then the second, so a prefix is a shorter code.
+        indices=(ids.T.reshape(1, -1).cpu(),),
+        meta={"size": torch.tensor([picture.size]), "tiles": torch.tensor([tiles])},
+    )
+
+
+def _difference(picture: Image.Image, truth: Image.Image) -> float:
+    """Mean squared difference, of a picture that may be smaller than the true one."""
+    if truth.size != picture.size:
+        truth = truth.resize(picture.size, Image.Resampling.LANCZOS)
+    one, other = (np.asarray(p, np.float32) for p in (picture, truth))
+    return float(np.square(one - other).mean())
 
 
 def _num_tiles(codes: Codes) -> int:
