@@ -35,7 +35,6 @@ from _image_peers import PACKAGES, Coded, kept_search, mean_colour
 from _image_report import SHEET_SIZES, draw_plot, draw_sheet
 from _report import load
 from _results import RESULTS, ROOT, Results, Row, load_codec
-from polytok.core import registry
 from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError
 from polytok.data.images import LabelledImages, read_labelled
@@ -66,8 +65,7 @@ class Setting:
     Args:
         budgets: bytes of a file. sides: pixels of the longest side that peers shrink to.
         tiles: along the longest side, of which polytok takes the best, picture by picture.
-        has_hashes: whether they are peers. effort: of polytok. is_prior: whether its generator, if
-        it has one, codes its files.
+        has_hashes: whether they are peers. effort: of polytok.
     """
 
     budgets: tuple[int, ...]
@@ -75,11 +73,10 @@ class Setting:
     tiles: tuple[int, ...] = (1, 2, 3, 4)
     has_hashes: bool = True
     effort: int = 0
-    is_prior: bool = False
 
 
 TILES = Setting((32, 48, 64, 96, 128, 192, 256, 384), (4, 6, 8, 12, 16, 24, 32, 48))
-SEARCHED = replace(TILES, effort=5, is_prior=True)
+SEARCHED = replace(TILES, budgets=(32, 64, 96, 128, 192, 256), effort=5)
 KODAK = Setting(
     (256, 512, 1024, 2048, 4096, 8192, 16384),
     (16, 24, 32, 48, 64, 96, 128, 192, 256, 384),
@@ -233,11 +230,9 @@ def of_model(
 
     Budgets that no file fits are left out.
     """
-    has_prior = any(tag.draws == codec.name for tag in registry.WEIGHTS.values())
-    prior = api.prior_of(codec) if setting.is_prior and has_prior else None
     found: dict[int, Tried] = {}
     for budget in setting.budgets:
-        fit = codec.fitting(budget, prior=prior)
+        fit = codec.fitting(budget)
         try:
             codes = [
                 codec.encode(p, tiles=setting.tiles, effort=setting.effort, fit=fit)
@@ -245,8 +240,8 @@ def of_model(
             ]
         except PolytokError:
             continue
-        files = [codec.pack(code, max_bytes=budget, prior=prior)[0] for code in codes]
-        decoded = [codec.decode(codec.unpack(data, prior=prior))[0] for data in files]
+        files = [codec.pack(code, max_bytes=budget)[0] for code in codes]
+        decoded = [codec.decode(codec.unpack(data))[0] for data in files]
         sizes = np.array([len(data) for data in files])
         found[budget] = Tried(scorer(decoded), sizes <= budget, float(sizes.mean()))
         print(f"{codec.name}: {budget} bytes", flush=True)
@@ -288,7 +283,7 @@ def tiles(args: argparse.Namespace) -> None:
 
 
 def searched_tiles(args: argparse.Namespace) -> None:
-    """The same by search, and coded by a generator where there is one."""
+    """The same by search."""
     _measure_folders("searched", SEARCHED, args)
 
 
@@ -606,9 +601,8 @@ def protocol(setting: Setting, **extra: Any) -> Row:
         "= webp, avif, jpeg; small = small-*; hash = both hashes; all = these, picture by picture "
         "the file of highest PSNR. webp-lossless stands aside: equal pictures count as 100 dB. "
         f"polytok: picture by picture the best of {', '.join(map(str, setting.tiles))} tiles "
-        f"along the longest side by mean square, effort {setting.effort}"
-        + (", coded by the generator of the weights if there is one" if setting.is_prior else "")
-        + ", the longest prefix that fits. 'over X': mean gain, better being "
+        f"along the longest side by mean square, effort {setting.effort}, the longest prefix that "
+        "fits. 'over X': mean gain, better being "
         "positive, with its 95% bootstrap interval over sources, over X or the method in it that "
         "is best by the mean of that score",
         "packages": {name: metadata.version(name) for name in PACKAGES},

@@ -174,7 +174,7 @@ def test_searched_files_are_nearer(
 ) -> None:
     setting = replace(bench.TILES, budgets=(64,))
     monkeypatch.setattr(bench, "TILES", setting)
-    monkeypatch.setattr(bench, "SEARCHED", replace(setting, effort=1, is_prior=True))
+    monkeypatch.setattr(bench, "SEARCHED", replace(setting, effort=1))
     more = ("--model", "one-d-piece-tiny.free", "--limit", 2)
     plain, searched = (
         next(row for row in run(f"judge,{part}", *more) if row["method"].startswith("polytok:"))
