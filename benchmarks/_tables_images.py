@@ -87,10 +87,10 @@ def _cell(row: Row | None, score: str, form: str, factor: float) -> str:
     return text if share in (0, 1) else f"{text} ({100 * share:.0f}%)"
 
 
-def gain_table(folder: Path) -> str:
+def gain_table(folder: Path, part: str = "tiles") -> str:
     """How far polytok is ahead of peers, with intervals, up to 192 bytes."""
     out = []
-    for row in _rows("tiles", folder):
+    for row in _rows(part, folder):
         if row["method"].startswith(OURS) and row["bytes"] <= LONGEST:
             for group, words in ((FLOOR, "shrunk and hashes"), (TARGET, "all peers")):
                 gains = [_gain(row[f"over {group}"][s], s) for s in GAINS]
@@ -181,6 +181,20 @@ def efforts_table(folder: Path) -> str:
     return markdown(head, out or [[MISSING, *["–"] * 6]])
 
 
+def probe_table(folder: Path) -> str:
+    """What a linear classifier reads from the first tokens."""
+    rows = _rows("probe", folder)
+    counts = sorted({row["tokens"] for row in rows})
+    out = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        at = {row["tokens"]: row["accuracy"] for row in rows if row["model"] == model}
+        out.append([model, *(f"{100 * at[k]:.1f}" if k in at else "–" for k in counts)])
+    if rows:
+        out.append(["chance", *[f"{100 * rows[0]['chance']:.1f}"] * len(counts)])
+    head = ["accuracy from the first tokens, %", *map(str, counts)]
+    return markdown(head, out or [[MISSING]])
+
+
 def judge_table(folder: Path) -> str:
     """What the network is that judges."""
     data = load("image_rd_tiles", folder)
@@ -206,11 +220,13 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "image-rate": partial(score_table, part="tiles", score="psnr"),
     "image-rate-perceptual": partial(score_table, part="tiles", score="perceptual"),
     "image-rate-agreement": partial(score_table, part="tiles", score="agreement"),
+    "image-searched": partial(gain_table, part="searched"),
     "image-kodak": partial(score_table, part="kodak", score="psnr"),
     "image-gain": gain_table,
     "image-prefixes": prefixes_table,
     "image-coders": coders_table,
     "image-efforts": efforts_table,
+    "image-probe": probe_table,
     "image-digits": partial(samples_table, pictures="digits"),
     "image-cifar10": partial(samples_table, pictures="cifar10"),
     "image-judge": judge_table,
