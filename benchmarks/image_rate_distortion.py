@@ -74,7 +74,7 @@ class Setting:
 
     budgets: tuple[int, ...]
     sides: tuple[int, ...]
-    tiles: tuple[int, ...] = (1, 2, 3, 4)
+    tiles: tuple[int, ...] = (1, 2, 3)
     has_hashes: bool = True
     effort: int = 0
 
