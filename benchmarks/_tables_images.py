@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 
 from _report import load, markdown
@@ -124,19 +125,20 @@ def prefixes_table(folder: Path) -> str:
 
 
 def tokens_table(folder: Path) -> str:
-    """Small models of one-dimensional tokens, and of tokens in a grid, after as many pictures."""
+    """Small models of one-dimensional tokens, and of tokens in a grid, by what they learnt from."""
     data = load("image_tokens", folder)
     out = []
-    for row in data["rows"] if data else []:
-        firsts = [row.get(f"psnr_{k}") for k in (1, 2, 4, 8)]
-        cells = ["–" if value is None else f"{value:.2f}" for value in (*firsts, row["psnr"])]
+    order = ("tokens", "samples", "arm")
+    for row in sorted(data["rows"], key=itemgetter(*order)) if data else []:
+        some = [row.get(f"psnr_{k}") for k in (1, 2, 4, 8)]
+        cells = ["–" if value is None else f"{value:.2f}" for value in (*some, row["psnr"])]
         use = f"{100 * row['codes_used']:.0f}"
         name = ARMS.get(row["arm"]) or row["arm"].replace("titok-", "TiTok, K = ").replace(
             "grid-", "VQ in a grid, K = "
         )
-        out.append([name, str(row["tokens"]), *cells, use])
-    out.sort(key=lambda cells: (int(cells[1]), cells[0]))
-    head = ["model", "tokens", *(f"first {k}" for k in (1, 2, 4, 8)), "all", "codes used, %"]
+        out.append([name, str(row["tokens"]), f"{row['samples']:,}", *cells, use])
+    firsts = (f"first {k}" for k in (1, 2, 4, 8))
+    head = ["model", "tokens", "learnt from", *firsts, "all", "codes used, %"]
     return markdown(head, out or [[MISSING, *["–"] * (len(head) - 1)]])
 
 

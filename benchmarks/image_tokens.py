@@ -59,6 +59,7 @@ ARMS = {
 }
 WARM = 0.2  # share of the samples before codes are used
 PREFIXES = (1, 2, 4, 8)
+KEYS = ("arm", "samples", "seed")
 
 
 def build(arm: str) -> tuple[Tokenizer, Sequence[Stage], tuple[str, str]]:
@@ -123,7 +124,8 @@ def prefix_psnr(model: TiTok, score: ImageValidation) -> dict[str, float]:
 def work(arm: str, seed: int, args: argparse.Namespace, data: dict[str, LabelledImages]) -> Row:
     """Train and score one arm."""
     start = time.process_time()
-    model = train(arm, seed, data["train"], args.samples, args.runs / f"{arm}-{seed}")
+    folder = args.runs / f"{arm}-{seed}-{args.samples}"
+    model = train(arm, seed, data["train"], args.samples, folder)
     seconds = time.process_time() - start
     prefixes = PREFIXES if arm in ("drop", "no_drop") else ()
     score = ImageValidation(data["test"], args.pictures, prefixes)
@@ -135,6 +137,7 @@ def work(arm: str, seed: int, args: argparse.Namespace, data: dict[str, Labelled
     use = {key: round(value, 3) for key, value in code_use(torch.cat(ids), model).items()}
     return {
         "arm": arm,
+        "samples": args.samples,
         "seed": seed,
         "tokens": count,
         "parameters": parameters,
@@ -156,18 +159,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     protocol = {
-        "samples": args.samples,
         "size": SIZE,
         "codes": CODES,
         "warm_share": WARM,
         "tested": f"{args.pictures} pictures, evenly spread over {Path(args.test).name}",
         "psnr": "dB, mean over pictures, of files of all tokens or of the first k",
     }
-    results = Results("image_tokens", protocol, folder=args.out, keys=("arm", "seed"))
+    results = Results("image_tokens", protocol, folder=args.out, keys=KEYS)
     data = {"train": read_labelled(args.train, SIZE), "test": read_labelled(args.test, SIZE)}
     for seed in map(int, args.seeds.split(",")):
         for arm in args.arms.split(","):
-            if (arm, seed) not in {(row["arm"], row["seed"]) for row in results.rows}:
+            if (arm, args.samples, seed) not in {tuple(r[k] for k in KEYS) for r in results.rows}:
                 results.rows.append(work(arm, seed, args, data))
                 results.save()
 
