@@ -114,7 +114,7 @@ class ImageCodec(Codec):
             PolytokError: ``tokens``, ``tiles`` or ``effort`` is out of range, the tokenizer cannot
                 search, or the pictures of a list have different numbers of tiles.
         """
-        choices = (tiles,) if isinstance(tiles, int) else tuple(sorted(set(tiles)))
+        choices = tuple(sorted(set(tiles))) if isinstance(tiles, Iterable) else (tiles,)
         if not choices:
             raise PolytokError("tiles: there is no number to choose from")
         for number in choices:  # what is out of range is refused before anything is read
