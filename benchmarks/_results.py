@@ -38,7 +38,7 @@ PACKAGES = (
     "torch",
 )
 SHAPE_MODEL = "vat-512b-small.shapes2"
-SHAPE_GENERATOR = "vat-512b-small-gen.shapes3"
+SHAPE_GENERATOR = "vat-512b-small-gen.shapes4"
 SAVE_EVERY = 30.0
 
 Row = dict[str, Any]

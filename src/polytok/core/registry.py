@@ -84,7 +84,7 @@ SYSTEMS: dict[str, System] = {
                 "vat-512b-gen-0.5b",
                 "vat-512b-gen-1.5b",
             ),
-            default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes3"},
+            default_weights={"vat-512b-small-gen": "vat-512b-small-gen.shapes4"},
         ),
         System(
             name="titok",
@@ -315,6 +315,12 @@ WEIGHTS: dict[str, Weights] = {
         preset="vat-512b-small-gen",
         path="vat-512b-small-gen.shapes3",
         fingerprint="979df5e3",
+        draws="vat-512b-small.shapes2",
+    ),
+    "vat-512b-small-gen.shapes4": Weights(
+        preset="vat-512b-small-gen",
+        path="vat-512b-small-gen.shapes4",
+        fingerprint="a4c6e930",
         draws="vat-512b-small.shapes2",
     ),
     "one-d-piece-tiny.free": Weights(
