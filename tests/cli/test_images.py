@@ -385,7 +385,7 @@ def test_the_commands_of_the_page_run(
     photo.rename(tmp_path / "photos" / "a.png")
     block = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)[0]
     commands = [line.partition("#")[0].split()[1:] for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for arguments in commands:
         if "-o" in arguments:
             Path(arguments[arguments.index("-o") + 1]).unlink(missing_ok=True)
