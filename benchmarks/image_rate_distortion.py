@@ -37,6 +37,7 @@ from _image_peers import PACKAGES, Coded, kept_search, mean_colour
 from _image_report import SHEET_SIZES, draw_plot, draw_sheet
 from _report import load
 from _results import RESULTS, ROOT, Results, Row, load_codec
+from polytok import bitstream
 from polytok.core.contracts import Codes
 from polytok.core.errors import PolytokError
 from polytok.data.images import LabelledImages, read_labelled
@@ -235,15 +236,13 @@ def of_model(
     Budgets that no file fits are left out.
     """
     found: dict[int, Tried] = {}
-    for budget in setting.budgets:
+    metas = [{"size": np.array(p.size), "tiles": np.array(min(setting.tiles))} for p in pictures]
+    least = max(bitstream.sizes(codec.spec, meta)[0] for meta in metas)
+    for budget in (b for b in setting.budgets if b >= least):
         fit = codec.fitting(budget)
-        try:
-            codes = [
-                codec.encode(p, tiles=setting.tiles, effort=setting.effort, fit=fit)
-                for p in pictures
-            ]
-        except PolytokError:
-            continue
+        codes = [
+            codec.encode(p, tiles=setting.tiles, effort=setting.effort, fit=fit) for p in pictures
+        ]
         files = [codec.pack(code, max_bytes=budget)[0] for code in codes]
         decoded = [codec.decode(codec.unpack(data))[0] for data in files]
         sizes = np.array([len(data) for data in files])

@@ -220,12 +220,13 @@ class ImageCodec(Codec):
         for tiles in choices:
             codes = code(tiles)
             try:
-                shown = codes if fit is None else self.prefix(codes, fit(codes))
+                kept = None if fit is None else fit(codes)
             except PolytokError:
                 # No more tiles fit either; if this is the first, its error tells what would.
                 if best is None:
                     raise
                 break
+            shown = codes if kept is None else self.prefix(codes, kept)
             if (error := _difference(self._decode_one(shown, None), picture)) < least:
                 best, least = codes, error
         assert best is not None
