@@ -185,7 +185,8 @@ def efforts_table(folder: Path) -> str:
 
 def probe_table(folder: Path) -> str:
     """What a linear classifier reads from the first tokens."""
-    rows = _rows("probe", folder)
+    data = load("image_probe", folder)
+    rows: list[Row] = data["rows"] if data else []
     counts = sorted({row["tokens"] for row in rows})
     out = []
     for model in dict.fromkeys(row["model"] for row in rows):

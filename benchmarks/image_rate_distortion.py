@@ -28,8 +28,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse import csr_array
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import _image_judges as judges
@@ -59,8 +57,6 @@ BATCH_PIXELS = 64 * 64 * 64
 KODAK_PIXELS = 768 * 512
 SHEET_PICTURES = 2  # of each folder
 EFFORTS = (0, 2, 5, 9)
-PROBED = (1, 2, 4, 8, 16)  # tokens
-PROBE_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -541,51 +537,6 @@ def coded(pictures: Sequence[Image.Image], model: str) -> Row:
     }
 
 
-def probe(args: argparse.Namespace) -> None:
-    """What a linear classifier reads from the first tokens of labelled pictures."""
-    told, asked = (read_labelled(path, args.labelled_size) for path in args.probe)
-    about = {
-        "method": "multinomial logistic regression on one-hot ids of the first tokens, each token "
-        "with its own; learnt from the first zip, accuracy on the second",
-        "learnt": len(told),
-        "pictures": len(asked),
-        "classes": len(told.classes),
-    }
-    results = _results_of("probe", about, args, ("model", "tokens"))
-    for model in args.model:
-        codec = load_codec(model)
-        sets = [first_tokens(codec, pictures, max(PROBED)) for pictures in (told, asked)]
-        rows = []
-        for tokens in PROBED:
-            learnt, test = (_one_hot(ids[:, :tokens], codec.spec.levels[0].vocab) for ids in sets)
-            reader = LogisticRegression(C=0.1, max_iter=300).fit(learnt, told.labels.numpy())
-            share = float(reader.score(test, asked.labels.numpy()))
-            rows.append({"model": Path(model).name, "weights": codec.weights, "tokens": tokens})
-            rows[-1] |= {"accuracy": share, "chance": 1 / len(told.classes)}
-            print(rows[-1], flush=True)
-        _replace(results, rows)
-
-
-@torch.inference_mode()
-def first_tokens(codec: Any, pictures: LabelledImages, count: int) -> NDArray[np.int64]:
-    """The first ids (N, count) of pictures, each as one tile."""
-    side = (codec.size, codec.size)
-    parts = []
-    for start in range(0, len(pictures), PROBE_BATCH):
-        images = pictures.images(slice(start, start + PROBE_BATCH))
-        images = F.interpolate(images, side, mode="bicubic", antialias=True).clamp(0, 1)
-        parts.append(codec.model.encode({"image": images}).indices[0][:, :count])
-    return torch.cat(parts).numpy()
-
-
-def _one_hot(ids: NDArray[np.int64], vocab: int) -> csr_array:
-    """Ids (N, k) as N rows of k ones among k times ``vocab`` columns."""
-    count, tokens = ids.shape
-    columns = (ids + vocab * np.arange(tokens)).reshape(-1)
-    ends = tokens * np.arange(count + 1)
-    return csr_array((np.ones(len(columns)), columns, ends), shape=(count, tokens * vocab))
-
-
 def draw(args: argparse.Namespace) -> None:
     """The plot of what has been measured."""
     print(draw_plot(args.out))
@@ -673,7 +624,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "prefixes": prefixes,
         "coders": coders,
         "efforts": efforts,
-        "probe": probe,
         "plot": draw,
         "sheet": make_sheet,
     }
@@ -683,9 +633,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--labelled-size", type=int, default=32, help="pixels a side of these")
     parser.add_argument("--judge-steps", type=int, default=2500)
     parser.add_argument("--kodak", type=Path, help="zip of its PNG, for that part")
-    parser.add_argument(
-        "--probe", nargs=2, default=[], metavar=("LEARNT", "TEST"), help="labelled, for that part"
-    )
     parser.add_argument("--model", nargs="*", default=[], help="weights tags or folders")
     parser.add_argument("--limit", type=int, default=200, help="pictures of each folder")
     parser.add_argument("--work", type=Path, required=True, help="keeps the judge and peers' files")

@@ -213,27 +213,6 @@ def test_searched_codes_are_set_beside_the_encoders(
     assert text.count("| drawn: one-d-piece-tiny.free | 2 | ") == 4
 
 
-def test_a_probe_reads_what_tokens_tell(
-    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, bench: ModuleType
-) -> None:
-    """Red and blue pictures, whose first token is a colour, are told apart; noise is not."""
-    rng = np.random.default_rng(0)
-    for place in ("learnt", "test"):
-        for label, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
-            folder = tmp_path / place / label
-            folder.mkdir(parents=True)
-            for number in range(12):
-                noise = rng.integers(-20, 20, (64, 64, 3))
-                values = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-                Image.fromarray(values).save(folder / f"{number:02d}.png")
-    more = ("--probe", tmp_path / "learnt", tmp_path / "test", "--labelled-size", 64)
-    rows = run("probe", "--model", tmp_path / "colours", *more)
-    assert [row["tokens"] for row in rows] == list(bench.PROBED)
-    assert all(row["accuracy"] == 1 and row["chance"] == 0.5 for row in rows)
-    table = importlib.import_module("_tables_images").TABLES["image-probe"](tmp_path / "out")
-    assert "| colours | 100.0 |" in table and "| chance | 50.0 |" in table
-
-
 def test_a_missing_judge_and_unknown_parts_are_told(
     run: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
